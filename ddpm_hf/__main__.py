@@ -1,0 +1,3 @@
+from ddpm_hf.cli import main
+
+main()

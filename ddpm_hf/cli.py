@@ -1,0 +1,184 @@
+"""Command lines: recipes with overrides, and the `ddpm-hf` command."""
+
+import argparse
+import difflib
+import sys
+import types
+import typing
+from typing import Any, NoReturn
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from ddpm_hf import __version__
+from ddpm_hf.config import Recipe, did_you_mean, load_recipe, parse_value, setting_keys
+from ddpm_hf.errors import UserError, one_line_errors
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a mistake with one line, like everything else here."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists what there is")
+
+    def parse(self, argv: list[str] | None) -> argparse.Namespace:
+        options, unknown = self.parse_known_args(argv)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            flag = unknown[0].split("=")[0]
+            raise UserError(f"{flag}: no such option" + (did_you_mean(flag, known) or "; --help lists them"))
+        return options
+
+
+# ---- recipes -----------------------------------------------------------------------------------------------
+
+
+def read_recipe(description: str, argv: list[str] | None = None) -> tuple[Recipe, bool]:
+    """The recipe that a training script was started with, overrides applied, and whether only to print it."""
+    parser = Parser(description=description, usage="%(prog)s --config RECIPE [--dry_run] [--section.setting VALUE ...]")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="RECIPE",
+        help="the recipe: a YAML file, or the name of one that comes with the package",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the resolved recipe and what it will cost, then exit"
+    )
+    add_settings(parser)
+    options = vars(parser.parse(argv))
+    return recipe_from(options), options["dry_run"]
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for each setting of the recipe."""
+    for section, field in Recipe.model_fields.items():
+        group = parser.add_argument_group(section)
+        for name, setting in field.annotation.model_fields.items():
+            group.add_argument(
+                f"--{section}.{name}",
+                metavar=_type_name(setting),
+                default=argparse.SUPPRESS,
+                help=f"{setting.description} ({_default(setting)})".replace("%", "%%"),
+            )
+
+
+def recipe_from(options: dict[str, Any]) -> Recipe:
+    overrides = {key: parse_value(options[key]) for key in setting_keys() if key in options}
+    return load_recipe(options["config"], overrides)
+
+
+def _default(setting: FieldInfo) -> str:
+    if setting.default is PydanticUndefined:
+        return "required"
+    value = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+    return f"default: {'null' if value is None else value}"
+
+
+def _type_name(setting: FieldInfo) -> str:
+    kind = setting.annotation
+    if typing.get_origin(kind) is types.UnionType:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is typing.Literal:
+        return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
+    if typing.get_origin(kind) is tuple:
+        return "LIST"
+    return {int: "INT", float: "NUMBER", bool: "{true,false}", str: "TEXT"}[kind]
+
+
+# ---- ddpm-hf -----------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="ddpm-hf", description="Train a diffusion model of your own; see also train_unconditional.py.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+
+    sample = commands.add_parser("sample", help="draw images with a model", description="Draw images with a model.")
+    sample.add_argument("model", metavar="MODEL", help="a run folder, a pipeline folder or a Hub id")
+    sample.add_argument("--num_images", type=_positive, default=16, metavar="INT", help="images to draw (default: 16)")
+    sample.add_argument(
+        "--batch_size",
+        type=_positive,
+        default=16,
+        metavar="INT",
+        help="images drawn at once; changes no image (default: 16)",
+    )
+    sample.add_argument(
+        "--sampler", default="ddpm", metavar="{ddpm,ddim}", help="ancestral or deterministic sampling (default: ddpm)"
+    )
+    sample.add_argument(
+        "--steps", type=_positive, metavar="INT", help="denoising steps (default: every timestep for ddpm, 50 for ddim)"
+    )
+    sample.add_argument(
+        "--seed", type=int, default=0, metavar="INT", help="seed of the first image; image i has seed + i (default: 0)"
+    )
+    sample.add_argument(
+        "--out",
+        default="samples",
+        metavar="PATH",
+        help="a folder for PNG files, a .png file for one grid, or an .npz file (default: samples)",
+    )
+    sample.add_argument(
+        "--strip", metavar="PNG", help="also save the denoising film strip of the first images there (default: none)"
+    )
+    sample.add_argument(
+        "--device", metavar="TEXT", help="where to draw, such as cpu or cuda:1 (default: a GPU if there is one)"
+    )
+    sample.set_defaults(run=_sample)
+
+    prepare = commands.add_parser(
+        "prepare",
+        help="prepare a recipe's images",
+        description="Prepare a recipe's images for training.",
+        usage="%(prog)s RECIPE [--preview PNG] [--section.setting VALUE ...]",
+    )
+    prepare.add_argument(
+        "config", metavar="RECIPE", help="a recipe file, or the name of one that comes with the package"
+    )
+    prepare.add_argument(
+        "--preview", metavar="PNG", help="also save a picture of what the model will see there (default: none)"
+    )
+    add_settings(prepare)
+    prepare.set_defaults(run=_prepare)
+
+    with one_line_errors():
+        argv = sys.argv[1:] if argv is None else argv
+        if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
+            near = difflib.get_close_matches(argv[0], commands.choices, n=1)
+            raise UserError(
+                f"{argv[0]}: no such command; "
+                + (f"did you mean {near[0]}?" if near else f"there are {', '.join(commands.choices)}")
+            )
+        options, unknown = parser.parse_known_args(argv)
+        if unknown:
+            commands.choices[options.command].parse(argv[1:])
+        options.run(options)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
+    return int(text)
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from ddpm_hf.commands import sample
+
+    sample(options)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from ddpm_hf.data.prepare import prepare
+
+    recipe = recipe_from(vars(options))
+    store = prepare(recipe.data)
+    print(f"{len(store):,} images in {store.folder}")
+    if options.preview:
+        from ddpm_hf.data.preview import preview
+
+        preview(store, recipe.data, options.preview)
+        print(f"what the model will see: {options.preview}")

@@ -1,0 +1,46 @@
+"""Train a diffusion model from a recipe: images to a trained model, and a pipeline that plain Diffusers loads.
+
+    accelerate launch train_unconditional.py --config quickstart
+    accelerate launch train_unconditional.py --config my_recipe.yaml --train.learning_rate 1e-4
+
+The same command again resumes. `python train_unconditional.py` and `torchrun` work too.
+"""
+
+import json
+import os
+
+from ddpm_hf.cli import read_recipe
+from ddpm_hf.config import dump_recipe
+from ddpm_hf.errors import one_line_errors
+
+
+def main() -> None:
+    recipe, dry_run = read_recipe(__doc__)
+    if dry_run:
+        from ddpm_hf.training.estimate import estimate
+
+        costs = estimate(recipe, processes=int(os.environ.get("WORLD_SIZE", 1)))
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(dump_recipe(recipe))
+            print(json.dumps(costs))
+        return
+
+    # heavy imports only now, so that --help and mistakes in a recipe answer at once
+    import torch
+
+    from ddpm_hf.build import build_denoiser
+    from ddpm_hf.data.prepare import prepare
+    from ddpm_hf.diffusion.schedule import build_scheduler
+    from ddpm_hf.training.session import Session, build_accelerator
+
+    accelerator = build_accelerator(recipe)
+    torch.manual_seed(recipe.run.seed)
+    denoiser = build_denoiser(recipe)
+    scheduler = build_scheduler(recipe.diffusion)
+    images = prepare(recipe.data, progress=accelerator.is_main_process)
+    Session(recipe, images, denoiser, scheduler, accelerator).train()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
