@@ -1,0 +1,1 @@
+"""The diffusion process: schedule, training objective, and samplers by name."""
