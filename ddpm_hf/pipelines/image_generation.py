@@ -54,10 +54,12 @@ class ImageGenerationPipeline(DiffusionPipeline):
         for i, t in enumerate(self.progress_bar(timesteps)):
             # 2. epsilon_theta(x_t, t)
             prediction = self.unet(x.to(self.unet.dtype), t).sample.float()
-            # 3. x_t to its predecessor
+            # 3. x_t to its predecessor; the last of them is x_0, where Diffusers' DDPM would still add noise if t > 0
+            last = i + 1 == len(timesteps)
             if isinstance(self.scheduler, DDIMScheduler):
-                _step_back_to(self.scheduler, t, timesteps[i + 1] if i + 1 < len(timesteps) else -1)
-            x = self.scheduler.step(prediction, t, x, **noise).prev_sample
+                _step_back_to(self.scheduler, t, -1 if last else timesteps[i + 1])
+            step = self.scheduler.step(prediction, t, x, **noise)
+            x = step.pred_original_sample if last else step.prev_sample
             if callback_on_step_end is not None:
                 callback_on_step_end(self, i, t, {"latents": x})
 

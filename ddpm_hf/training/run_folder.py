@@ -1,0 +1,89 @@
+"""The run folder: where everything about one run lies."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ddpm_hf.config import Recipe, differences, dump_recipe, load_recipe
+from ddpm_hf.errors import UserError
+
+
+class RunFolder:
+    """`<run.output_dir>/<run.name>/`."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.path = Path(recipe.run.output_dir) / recipe.run.name
+        self.recipe_file = self.path / "recipe.yaml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.pipeline = self.path / "pipeline"
+        self._lock = FileLock(self.path / ".lock", timeout=0)
+
+    def claim(self) -> None:
+        """Makes the folder and holds it while this process lives; the system lets go of it even after a SIGKILL."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.path} is in use by another training; wait for it, stop it, or choose another --run.name"
+            ) from None
+        except OSError as error:
+            raise UserError(f"run.output_dir: {self.path} cannot be written: {error.strerror}") from None
+
+    def check_recipe(self, recipe: Recipe, trained_batch: int, world_size: int) -> None:
+        """Refuses to resume with a recipe that would change results already reached.
+
+        `trained_batch` images made up a step so far, of all processes and micro-batches together.
+        """
+        old = load_recipe(self.recipe_file)
+        found = differences(old, recipe)
+        batch = recipe.train.batch_size * recipe.train.gradient_accumulation_steps * world_size
+        notes = []
+        if batch == trained_batch:  # the same images make up each step, only cut in other pieces
+            found = [d for d in found if d[0] not in ("train.batch_size", "train.gradient_accumulation_steps")]
+        if found:
+            key, before, now = found[0]
+            more = f" (and {', '.join(key for key, *_ in found[1:])})" if found[1:] else ""
+            raise UserError(
+                f"{key}: {self.path} was trained with {_plain(before)}, the recipe now says {_plain(now)}{more};"
+                " set it back, or choose another --run.name for a new run"
+            )
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        write_atomically(self.recipe_file, dump_recipe(recipe))
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drops lines that a killed run logged after the checkpoint it is resumed from; they will come again."""
+        if self.metrics_file.is_file():
+            lines = self.metrics_file.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_atomically(self.metrics_file, "".join(kept))
+
+    def replace_pipeline(self, save) -> None:
+        """Saves a pipeline aside with `save(folder)`, then puts it in the place of the last one."""
+        new, old = self.path / ".pipeline.new", self.path / ".pipeline.old"
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        save(new)
+        if self.pipeline.exists():
+            self.pipeline.rename(old)
+        new.rename(self.pipeline)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.new")
+    with open(aside, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _plain(value) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)

@@ -1,0 +1,284 @@
+"""One training session: assembles the parts, resumes, and runs the loop with its regular events."""
+
+import math
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradScalerKwargs, ProjectConfiguration, gather_object
+from diffusers import DDPMPipeline, DDPMScheduler, ModelMixin
+from torch.utils.data import DataLoader
+
+from ddpm_hf.codec import PixelCodec
+from ddpm_hf.config import Recipe
+from ddpm_hf.data.dataset import TrainingImages
+from ddpm_hf.data.sampler import SampleOrder, split_held_out
+from ddpm_hf.data.store import PreparedStore
+from ddpm_hf.diffusion.objective import NoisePrediction
+from ddpm_hf.errors import UserError
+from ddpm_hf.pictures import grid
+from ddpm_hf.sampling import build_pipeline, draw_images
+from ddpm_hf.training.checkpoints import Checkpoint, Checkpoints, load_optimizer_tensors, optimizer_tensors
+from ddpm_hf.training.ema import EMA
+from ddpm_hf.training.loop import Event, Progress, training_loop
+from ddpm_hf.training.optimization import build_optimizer, learning_rate
+from ddpm_hf.training.precision import check_precision
+from ddpm_hf.training.run_folder import RunFolder
+from ddpm_hf.training.signals import StopRequest
+from ddpm_hf.training.tracking import Meter, Tracking
+
+
+class Session:
+    """Everything that one run needs, built from its recipe; `train` runs it to its end."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: PreparedStore,
+        denoiser: ModelMixin,
+        scheduler: DDPMScheduler,
+        accelerator: Accelerator,
+    ) -> None:
+        train = recipe.train
+        self.recipe, self.store, self.scheduler, self.accelerator = recipe, store, scheduler, accelerator
+        self.run = RunFolder(recipe)
+        if accelerator.is_main_process:
+            self.run.claim()
+        self.checkpoints = Checkpoints(self.run.checkpoints, train.keep_checkpoints)
+
+        memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.model = denoiser.to(accelerator.device, memory_format=memory_format).train()
+        if train.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        self.ema = EMA(self.model, recipe.ema.decay, recipe.ema.warmup, recipe.ema.update_every)
+        self.ema.model.disable_gradient_checkpointing()
+        self.optimizer = build_optimizer(train, self.model)
+        self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)
+        self.objective = NoisePrediction(scheduler, accelerator.device)
+        self.codec = PixelCodec()
+
+        self.train_indices, self.held_out = split_held_out(len(store), recipe.data.held_out, recipe.run.seed)
+        self.batch = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
+        self.steps_per_epoch = len(self.train_indices) / self.batch
+        self.max_steps = train.max_steps or math.ceil(train.epochs * self.steps_per_epoch)
+        self.progress, self.validation_loss = Progress(), None
+        self.meter = Meter(accelerator)
+
+    # ---- checkpoints
+
+    def resume(self) -> None:
+        """Goes on from the newest whole checkpoint, if there is one; says what will not be exactly as before."""
+        found = self.checkpoints.latest(self.accelerator.print)
+        if found is None:
+            if self.accelerator.is_main_process:
+                self.run.write_recipe(self.recipe)
+                self.run.forget_metrics_after(0)
+            return
+        state = found.state
+        self.run.check_recipe(self.recipe, state["images_per_step"], self.accelerator.num_processes)
+        for key, value in self._data_facts().items():
+            if state["data"][key] != value:
+                raise UserError(
+                    f"data.source: its {key} was {state['data'][key]} when {self.run.path} was trained, now it is {value}; use the same images, or another --run.name"
+                )
+        self._load(found)
+        for what, before, now in (
+            ("processes", state["processes"], self.accelerator.num_processes),
+            ("images a step", state["images_per_step"], self.batch),
+        ):
+            if before != now:
+                self.accelerator.print(
+                    f"resuming with {now} {what} instead of {before}: no longer bit for bit what the run would have been"
+                )
+        if self.accelerator.is_main_process:
+            self.run.write_recipe(self.recipe)
+            self.run.forget_metrics_after(self.progress.step)
+        self.accelerator.print(f"resuming {self.run.path} at step {self.progress.step} of {self.max_steps}")
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        self.model.load_state_dict(checkpoint.tensors("model"))
+        self.ema.model.load_state_dict(checkpoint.tensors("ema"))
+        load_optimizer_tensors(self.optimizer, self.model, checkpoint.tensors("optimizer"))
+        self.progress = Progress(checkpoint.state["step"], checkpoint.state["images_seen"])
+        self.meter.skipped += checkpoint.state["skipped_steps"]
+        if checkpoint.state["gradient_scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint.state["gradient_scaler"])
+
+    def _data_facts(self) -> dict:
+        """What must be the same images in the same order for a resumed run."""
+        return {
+            "fingerprint": self.store.fingerprint,
+            "number of images": len(self.store),
+            "class names": self.store.class_names,
+        }
+
+    def save_checkpoint(self, progress: Progress) -> None:
+        if self.accelerator.is_main_process:
+            tensors = {
+                "model": dict(self.model.state_dict()),
+                "ema": dict(self.ema.model.state_dict()),
+                "optimizer": optimizer_tensors(self.optimizer, self.model),
+            }
+            if not all(t.isfinite().all() for named in tensors.values() for t in named.values()):
+                raise UserError(
+                    f"weights are no longer finite at step {progress.step}; they are not saved, lower train.learning_rate and run again"
+                )
+            state = {
+                "step": progress.step,
+                "images_seen": progress.images_seen,
+                "images_per_step": self.batch,
+                "processes": self.accelerator.num_processes,
+                "skipped_steps": int(self.meter.skipped.item()),
+                "validation_loss": self.validation_loss,
+                "gradient_scaler": self.scaler.state_dict(),
+                "data": self._data_facts(),
+            }
+            self.checkpoints.save(state, tensors)
+            self.run.replace_pipeline(DDPMPipeline(self.ema.model, self.scheduler).save_pretrained)
+        self.accelerator.wait_for_everyone()
+
+    # ---- what happens every so often
+
+    def log(self, progress: Progress) -> None:
+        rate = learning_rate(self.recipe.train, progress.step - 1, self.max_steps, self.steps_per_epoch)
+        values = self.meter.read()
+        self.tracking.log({"step": progress.step, "images_seen": progress.images_seen, "learning_rate": rate, **values})
+        if self.meter.skipped_in_a_row.item() >= self.recipe.train.max_nonfinite_steps:
+            raise UserError(
+                f"the gradients of the last {self.recipe.train.max_nonfinite_steps} steps were not finite; the last checkpoint is not touched by them;"
+                " lower train.learning_rate, set train.max_grad_norm, or take bf16 or float32 instead of fp16"
+            )
+
+    @torch.no_grad()
+    def validate(self, progress: Progress) -> None:
+        """The EMA weights' loss on the held-out images; timesteps and noise are the same each time."""
+        sums = torch.zeros(2, device=self.accelerator.device)
+        size, rank, processes = (
+            self.recipe.train.batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        for number, start in enumerate(range(0, len(self.held_out), size)):
+            if number % processes == rank:
+                torch.manual_seed(number)
+                images = self.images.plain(self.held_out[start : start + size])["images"]
+                loss = self.objective(
+                    self.ema.model, self.codec.encode(images.to(self.accelerator.device)), self.accelerator.autocast
+                )
+                sums += torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=loss.device)])
+        total, count = self.accelerator.reduce(sums, "sum").tolist()
+        self.validation_loss = total / count
+        self.tracking.log(
+            {"step": progress.step, "images_seen": progress.images_seen, "validation_loss": self.validation_loss}
+        )
+
+    def draw_samples(self, progress: Progress) -> None:
+        """A grid of the same seeds each time; every process draws a share, so that none waits for another."""
+        sample, rank, processes = self.recipe.sample, self.accelerator.process_index, self.accelerator.num_processes
+        seeds = list(range(sample.seed, sample.seed + sample.num_images))
+        pipe = build_pipeline(self.ema.model, self.scheduler, sample.sampler)
+        mine = seeds[rank::processes]
+        with self.accelerator.autocast():
+            images = draw_images(pipe, mine, sample.batch_size, sample.sampler, sample.steps) if mine else []
+        drawn = dict(gather_object(list(zip(mine, images, strict=True))))
+        if self.accelerator.is_main_process:
+            picture = grid(np.stack([drawn[seed] for seed in seeds]))
+            self.run.samples.mkdir(exist_ok=True)
+            picture.save(self.run.samples / f"step-{progress.step:08d}.png")
+            self.tracking.log_picture(picture, progress.step)
+
+    # ---- training
+
+    def train(self) -> None:
+        """Resumes, and trains to the end; a signal ends it after a saved step, with the exit code that belongs to it."""
+        self.resume()
+        if self.progress.step >= self.max_steps:
+            self.accelerator.print(
+                f"{self.run.path} is already trained to step {self.progress.step}; a larger train.max_steps goes on"
+            )
+            return
+        train, run_seed = self.recipe.train, self.recipe.run.seed
+        self.images = TrainingImages(self.store, self.recipe.data)
+        order = SampleOrder(
+            self.train_indices,
+            train.batch_size,
+            run_seed,
+            self.progress.images_seen,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        loader = DataLoader(
+            self.images,
+            batch_sampler=order,
+            collate_fn=_as_is,
+            num_workers=self.recipe.data.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),
+        )
+        self.tracking = Tracking(self.recipe, self.run, self.accelerator, self.progress.step, self.max_steps)
+        stop = StopRequest()
+
+        def paused(action):
+            def event(progress: Progress) -> None:
+                with self.meter.paused():
+                    action(progress)
+
+            return event
+
+        events = [Event(1, lambda _: self.tracking.bar.update()), Event(self.recipe.track.log_every, self.log)]
+        if len(self.held_out):
+            events.append(Event(train.validate_every or train.checkpoint_every, paused(self.validate)))
+        events.append(Event(train.checkpoint_every, paused(self.save_checkpoint)))
+        events.append(Event(self.recipe.sample.every or train.checkpoint_every, paused(self.draw_samples)))
+        try:
+            training_loop(
+                model=self.model,
+                denoiser=self.accelerator.prepare_model(self.model),
+                objective=self.objective,
+                codec=self.codec,
+                batches=iter(loader),
+                optimizer=self.optimizer,
+                scaler=self.scaler,
+                ema=self.ema,
+                accelerator=self.accelerator,
+                meter=self.meter,
+                progress=self.progress,
+                max_steps=self.max_steps,
+                accumulation=train.gradient_accumulation_steps,
+                seed=run_seed,
+                learning_rate=lambda step: learning_rate(train, step, self.max_steps, self.steps_per_epoch),
+                max_grad_norm=train.max_grad_norm or math.inf,
+                events=events,
+                stop_requested=stop,
+            )
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"out of memory on {self.accelerator.device}: halve train.batch_size ({train.batch_size}) and double"
+                f" train.gradient_accumulation_steps ({train.gradient_accumulation_steps}) for the same result, or set train.gradient_checkpointing or train.precision: bf16"
+            ) from None
+        finally:
+            stop.restore()
+            self.tracking.close()
+        if self.progress.step < self.max_steps:
+            self.accelerator.print(
+                f"stopped and saved at step {self.progress.step} of {self.max_steps}; the same command goes on from there"
+            )
+            raise SystemExit(128 + stop.signal)
+
+
+def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return batch  # TrainingImages already reads whole batches
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """Processes, devices and mixed precision as launched; the recipe says which precision, not the launcher."""
+    train = recipe.train
+    check_precision(train)
+    run = RunFolder(recipe)
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else several processes on processors alone would not find each other
+        mixed_precision=train.precision,
+        dynamo_backend="inductor" if train.compile else "no",
+        project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path)),
+        kwargs_handlers=[GradScalerKwargs(enabled=train.gradient_scaler)],
+    )

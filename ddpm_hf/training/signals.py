@@ -1,0 +1,38 @@
+"""Ends a run between two steps when it is asked to: SIGTERM, as schedulers send it, or Ctrl-C."""
+
+import signal
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+
+class StopRequest:
+    """Call it after each step: true, on every process at once, as soon as any process was signalled.
+
+    A second signal ends the process at once, as it would have without this.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._handlers = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        # Processes agree over the host's network, beside the devices' own: asking never waits for a device.
+        self._group = (
+            distributed.new_group(backend="gloo", timeout=timedelta(days=1)) if distributed.is_initialized() else None
+        )
+
+    def _receive(self, number: int, _frame) -> None:
+        self.signal = number
+        self.restore()
+
+    def __call__(self) -> bool:
+        if self._group is None:
+            return self.signal is not None
+        number = torch.tensor(self.signal or 0)
+        distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self._group)
+        self.signal = int(number) or None
+        return self.signal is not None
+
+    def restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
