@@ -27,9 +27,9 @@ def main() -> None:
 
     # heavy imports only now, so that --help and mistakes in a recipe answer at once
     import torch
+    from ddpm_hf.data.prepare import prepare
 
     from ddpm_hf.build import build_denoiser
-    from ddpm_hf.data.prepare import prepare
     from ddpm_hf.diffusion.schedule import build_scheduler
     from ddpm_hf.training.session import Session, build_accelerator
 

@@ -114,7 +114,13 @@ def main(argv: list[str] | None = None) -> None:
         "--steps", type=_positive, metavar="INT", help="denoising steps (default: every timestep for ddpm, 50 for ddim)"
     )
     sample.add_argument(
-        "--seed", type=int, default=0, metavar="INT", help="seed of the first image; image i has seed + i (default: 0)"
+        "--seed", type=_seed, default=0, metavar="INT", help="seed of the first image; image i has seed + i (default: 0)"
+    )
+    sample.add_argument(
+        "--class",
+        dest="class_label",
+        metavar="TEXT",
+        help="class to draw, by id or name; conditional models only (default: none)",
     )
     sample.add_argument(
         "--out",
@@ -162,6 +168,12 @@ def main(argv: list[str] | None = None) -> None:
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 0")
     return int(text)
 
 

@@ -20,6 +20,8 @@ def sample(options: argparse.Namespace) -> None:
         raise UserError(f"--out: {out} should be a folder, a .png file or an .npz file")
     device = options.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     denoiser, trained = load_model(options.model)
+    if options.class_label is not None:
+        raise UserError(f"--class: this model is unconditional, it knows no {options.class_label}; leave --class out")
     pipe = build_pipeline(denoiser, trained, options.sampler)
     steps = num_steps(options.sampler, options.steps, trained)
     try:

@@ -1,11 +1,13 @@
 """Images from seeds, with a model from a run folder, a pipeline folder or the Hub."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.utils.logging import disable_progress_bar
 
 from ddpm_hf.diffusion.samplers import build_sampler, num_steps
 from ddpm_hf.errors import UserError
@@ -25,6 +27,7 @@ def load_model(source: str) -> tuple[ModelMixin, SchedulerMixin]:
         raise UserError(
             f"{source}: no such folder; give a run folder, a pipeline folder or a Hub id such as google/ddpm-cifar10-32"
         )
+    disable_progress_bar()  # of loading, which takes a moment
     try:
         pipe = DiffusionPipeline.from_pretrained(source)
     except (OSError, ValueError, AttributeError) as error:
@@ -60,11 +63,14 @@ def draw_images(
     for start in range(0, len(seeds), batch_size):
         batch = seeds[start : start + batch_size]
         generators = [torch.Generator().manual_seed(seed) for seed in batch]
-        images = pipe(
-            len(batch), generators, steps, output_type="pt", callback_on_step_end=lambda *_, n=len(batch): progress(n)
-        ).images
+        report = partial(_report, progress, len(batch))
+        images = pipe(len(batch), generators, steps, output_type="pt", callback_on_step_end=report).images
         drawn.append((images * 255).round().to("cpu", torch.uint8).numpy())
     return np.concatenate(drawn)
+
+
+def _report(progress: Callable[[int], None], images: int, *_: object) -> None:
+    progress(images)
 
 
 def draw_strip(

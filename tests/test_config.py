@@ -110,7 +110,7 @@ def test_a_wrong_recipe_gets_one_line_that_helps(overrides, message):
 )
 def test_a_file_that_is_no_recipe(text, message, tmp_path):
     (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(UserError, match="r.yaml") as error:
+    with pytest.raises(UserError, match=r"r\.yaml") as error:
         load_recipe(tmp_path / "r.yaml")
     assert message in str(error.value)
 

@@ -43,7 +43,6 @@ class RunFolder:
         old = load_recipe(self.recipe_file)
         found = differences(old, recipe)
         batch = recipe.train.batch_size * recipe.train.gradient_accumulation_steps * world_size
-        notes = []
         if batch == trained_batch:  # the same images make up each step, only cut in other pieces
             found = [d for d in found if d[0] not in ("train.batch_size", "train.gradient_accumulation_steps")]
         if found:

@@ -50,7 +50,7 @@ def test_the_old_one_goes_only_after_the_new_one_is_complete(tmp_path, monkeypat
         "ddpm_hf.training.checkpoints.save_file",
         lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
-    with pytest.raises(UserError, match="step 2 cannot be written.*No space left.*goes on from step 1"):
+    with pytest.raises(UserError, match=r"step 2 cannot be written.*No space left.*goes on from step 1"):
         save(checkpoints, 2)
     assert steps(checkpoints) == [1]
     assert find_damage(tmp_path / "step-00000001") is None

@@ -1,0 +1,123 @@
+"""Recipes as YAML files: read, overridden, written, compared."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import ValidationError
+
+from ddpm_hf.config.messages import explain
+from ddpm_hf.config.sections import Recipe
+from ddpm_hf.errors import UserError
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.2's plain values. PyYAML alone, at 1.1, reads 1e-4 as text and the precision `no` as false."""
+
+    yaml_implicit_resolvers: ClassVar = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def parse_value(text: str) -> Any:
+    """A setting's value as YAML reads it: 1e-4 is a number, [1, 2] a list, null is None."""
+    return yaml.load(text, Loader=_YamlLoader)
+
+
+class _YamlDumper(yaml.SafeDumper):
+    """Quotes what `_YamlLoader` would not read as text."""
+
+    yaml_implicit_resolvers: ClassVar = _YamlLoader.yaml_implicit_resolvers
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe file from its path, or from the name of one that comes with the package (`quickstart`)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    here = Path(__file__).parent.parent
+    for shipped in (here / "configs", here.parent / "configs"):  # installed, or a checkout
+        if (found := shipped / f"{name.removesuffix('.yaml')}.yaml").is_file():
+            return found
+    shipped = next((folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()), None)
+    names = sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")) if shipped else []
+    near = difflib.get_close_matches(Path(name).stem, [n for n in names if not n.startswith("accelerate/")], n=1)
+    raise UserError(f"{name}: no such recipe file" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Reads a recipe and applies overrides such as `{"train.max_steps": 100}`.
+
+    Raises `UserError` with one line that names the key, what is wrong and what would be right.
+    """
+    file = recipe_path(str(path))
+    try:
+        tree = yaml.load(file.read_text(), Loader=_YamlLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{file}: a recipe is a mapping of sections such as data: and train:, not a {type(tree).__name__}"
+        )
+    for section, settings in tree.items():
+        if settings is not None and not isinstance(settings, dict):
+            raise UserError(f"{file}: {section}: should be a section with settings indented below it, not {settings!r}")
+    tree = {section: dict(settings or {}) for section, settings in tree.items()}
+    for key, value in (overrides or {}).items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {})[name] = value
+    # JSON carries what YAML can say, and lets strict types still take lists as tuples
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        problems = error.errors()
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"{file}: {explain(problems[0])}{more}") from None
+    name = recipe.run.name or file.stem
+    if Path(name).name != name or name in (".", ".."):
+        raise UserError(
+            f"{file}: run.name: {name!r} should be a plain folder name; the folder above it is run.output_dir"
+        )
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": name})})
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every setting written out; `load_recipe` reads it back equal."""
+    tree = recipe.model_dump(mode="json")
+    if recipe.model.pretrained is not None:
+        tree["model"] = {name: tree["model"][name] for name in ("kind", "pretrained")}
+    if recipe.diffusion.beta_schedule == "squaredcos_cap_v2":
+        del tree["diffusion"]["beta_start"], tree["diffusion"]["beta_end"]
+    return yaml.dump(tree, Dumper=_YamlDumper, sort_keys=False, default_flow_style=None, width=120)
+
+
+def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
+    """Settings that differ although a resumed run may not change them: (key, old value, new value)."""
+    found = []
+    for section in Recipe.model_fields:
+        for name, field in type(getattr(new, section)).model_fields.items():
+            a, b = getattr(getattr(old, section), name, None), getattr(getattr(new, section), name)
+            if a != b and not field.json_schema_extra["may_change"]:
+                found.append((f"{section}.{name}", a, b))
+    if new.train.learning_rate_schedule in ("linear", "cosine"):  # the rate at every step depends on the length
+        for name in ("max_steps", "epochs"):
+            a, b = getattr(old.train, name), getattr(new.train, name)
+            if a != b:
+                found.append((f"train.{name}", a, b))
+    return found

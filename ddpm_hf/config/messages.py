@@ -1,0 +1,61 @@
+"""What a wrong recipe is told: one line with the key, what is wrong and what would be right."""
+
+import difflib
+import json
+import re
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from ddpm_hf.config.sections import Recipe, setting_keys
+
+_SHOULD_BE = {
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_type": "should be a number",
+    "finite_number": "should be a finite number",
+    "bool_type": "should be true or false",
+    "string_type": "should be text",
+    "tuple_type": "should be a list such as [1, 2]",
+    "model_type": "should be a section with settings below it",
+    "missing": "is missing",
+}
+_LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "min_length": "of length at least"}
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _plain(value: Any) -> str:
+    """A value as YAML would write it."""
+    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def explain(error: ErrorDetails) -> str:
+    """One of Pydantic's findings as `key: what is wrong; what would be right`."""
+    key = ".".join(map(str, error["loc"]))
+    given, kind, context = error["input"], error["type"], error.get("ctx", {})
+    if kind == "contradiction":
+        return f"{context['key']}: {context['text']}"
+    if kind == "extra_forbidden":
+        section, _, name = key.rpartition(".")
+        if not section:
+            return f"{key}: no such section{did_you_mean(name, list(Recipe.model_fields))}"
+        keys = list(setting_keys())
+        return f"{key}: no such setting{did_you_mean(key, keys)}"
+    if kind == "missing":
+        field = setting_keys().get(key)
+        return f"{key}: is missing" + (f"; it is {field.description}" if field else "; a recipe needs it")
+    if kind == "literal_error":
+        choices = [c.strip("'") for c in re.split(r", | or ", context["expected"])]
+        return f"{key}: {_plain(given)} is not one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
+    for limit, words in _LIMITS.items():
+        if limit in context:
+            return f"{key}: {_plain(given)} must be {words} {context[limit]}"
+    if key == "data.resolution":
+        return f"{key}: {_plain(given)} should be one number, or [height, width]"
+    if kind == "too_short":
+        return f"{key}: {_plain(given)} needs at least {context['min_length']} value"
+    return f"{key}: {_plain(given)} {_SHOULD_BE.get(kind, error['msg'][0].lower() + error['msg'][1:])}"

@@ -1,0 +1,184 @@
+"""Every setting: its type, range, default and meaning."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from ddpm_hf.config.checks import check
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def setting(default: Any, meaning: str, *, may_change: bool = False, **limits: Any) -> Any:
+    """One setting. `may_change` marks what a resumed run may set otherwise: it cannot alter a result already reached."""
+    return Field(default, description=meaning, json_schema_extra={"may_change": may_change}, **limits)
+
+
+Size = Annotated[
+    tuple[int, int], BeforeValidator(lambda v: (v, v) if isinstance(v, int) else tuple(v) if isinstance(v, list) else v)
+]
+
+
+class Run(Section):
+    name: str | None = setting(
+        None, "the run's folder under run.output_dir; the recipe's file name if not given", may_change=True
+    )
+    output_dir: str = setting("runs", "where run folders are made", may_change=True)
+    seed: int = setting(0, "initial weights, data order, noise and timesteps all follow from it", ge=0, lt=2**32)
+
+
+class Data(Section):
+    source: str = setting(
+        ...,
+        "a Hub dataset id; a folder of images, of parquet, arrow or webdataset files or of datasets.save_to_disk;"
+        " one such file; MNIST's IDX files; CIFAR-10's binary archive; or digits (scikit-learn's)",
+        may_change=True,  # where the images lie; that they are the same images is checked against the checkpoint
+    )
+    split: str = setting("train", "which split of the source")
+    image_column: str | None = setting(None, "the column that holds the images; found by its type if not given")
+    label_column: str | None = setting(None, "the column that holds the labels; found by its type if not given")
+    resolution: Size = setting(..., "height and width in pixels; one number for a square")
+    channels: Literal[1, 3] = setting(3, "1 for grayscale, 3 for RGB")
+    crop: Literal["center", "random"] = setting(
+        "center", "the part kept where an image's shape is not the resolution's"
+    )
+    flip: bool = setting(False, "mirror half of the images left to right, drawn afresh each time")
+    held_out: float = setting(0.0, "share of the images kept out of training, for the validation loss", ge=0, le=0.5)
+    on_bad_image: Literal["stop", "skip"] = setting("stop", "what to do with a file that cannot be read")
+    store: str | None = setting(
+        None, "folder of the prepared store; under prepared/, named by content, if not given", may_change=True
+    )
+    prepare_workers: int | None = setting(
+        None, "processes that prepare the store; one a core if not given", ge=1, may_change=True
+    )
+    workers: int = setting(0, "processes that read batches; 0 reads in the training process", ge=0, may_change=True)
+
+
+class UNet2D(Section):
+    kind: Literal["unet2d"] = setting("unet2d", "Diffusers' UNet2DModel, built as in the DDPM paper")
+    pretrained: str | None = setting(
+        None, "start from the denoiser of this pipeline (Hub id or folder), architecture included"
+    )
+    block_out_channels: tuple[int, ...] = setting(
+        (128, 256, 256, 256), "channels of each level; each further level halves the image", min_length=1
+    )
+    layers_per_block: int = setting(2, "residual blocks a level", ge=1)
+    attention_resolutions: tuple[int, ...] = setting((16,), "feature-map heights that get self-attention")
+    attention_head_dim: int | None = setting(None, "channels of an attention head; one head if not given", ge=1)
+    norm_num_groups: int = setting(32, "groups of each group normalisation", ge=1)
+    dropout: float = setting(0.0, "dropout in the residual blocks", ge=0, lt=1)
+
+
+class Diffusion(Section):
+    num_train_timesteps: int = setting(1000, "T, the number of noise levels", ge=2)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = setting(
+        "linear", "noise schedule; squaredcos_cap_v2 is Nichol & Dhariwal's cosine and sets its own betas"
+    )
+    beta_start: float = setting(1e-4, "variance of the first noising step", gt=0, lt=1)
+    beta_end: float = setting(0.02, "variance of the last noising step", gt=0, lt=1)
+    prediction_type: Literal["epsilon"] = setting("epsilon", "what the denoiser predicts: the noise")
+    variance_type: Literal["fixed_small", "fixed_large"] = setting(
+        "fixed_small", "variance of the reverse step: the posterior's (beta tilde) or beta (DDPM, section 3.2)"
+    )
+
+
+class Train(Section):
+    max_steps: int | None = setting(None, "length in optimizer steps", ge=1, may_change=True)
+    epochs: float | None = setting(
+        None, "length in passes over the images; instead of max_steps", gt=0, may_change=True
+    )
+    batch_size: int = setting(64, "images a process and forward pass", ge=1)
+    gradient_accumulation_steps: int = setting(1, "forward passes an optimizer step", ge=1)
+    optimizer: Literal["adam", "adamw"] = setting("adam", "Adam, or AdamW with decoupled weight decay")
+    learning_rate: float = setting(2e-4, "peak learning rate, reached after the warm-up", gt=0)
+    adam_beta1: float = setting(0.9, "decay of Adam's first moment", ge=0, lt=1)
+    adam_beta2: float = setting(0.999, "decay of Adam's second moment", ge=0, lt=1)
+    adam_epsilon: float = setting(1e-8, "Adam's term for numerical stability", gt=0)
+    weight_decay: float = setting(0.0, "weight decay", ge=0)
+    learning_rate_schedule: Literal["constant", "linear", "cosine", "step"] = setting(
+        "constant",
+        "after the warm-up: constant, linear or cosine to zero at the end, or dropped at learning_rate_drops",
+    )
+    learning_rate_drops: tuple[float, ...] = setting(
+        (), "where the rate drops: epochs if train.epochs is given, else steps"
+    )
+    learning_rate_drop_factor: float = setting(0.1, "what each drop multiplies the rate by", gt=0, lt=1)
+    warmup_steps: int = setting(0, "optimizer steps over which the rate rises from zero", ge=0)
+    max_grad_norm: float | None = setting(1.0, "gradients are clipped to this norm; null for none", gt=0)
+    precision: Literal["no", "fp16", "bf16"] = setting("no", "mixed precision of the denoiser; no is float32")
+    gradient_scaler: bool = setting(True, "scale the loss under fp16 so that small gradients survive")
+    max_nonfinite_steps: int = setting(
+        100, "stop after so many steps in a row whose gradients are not finite", ge=1, may_change=True
+    )
+    validate_every: int | None = setting(
+        None, "optimizer steps between validation losses; needs data.held_out", ge=1, may_change=True
+    )
+    checkpoint_every: int = setting(
+        1000, "optimizer steps between checkpoints; the pipeline is saved with each", ge=1, may_change=True
+    )
+    keep_checkpoints: int = setting(
+        2, "checkpoints kept, besides the best and those that hold a file named keep", ge=1, may_change=True
+    )
+    compile: bool = setting(False, "torch.compile the denoiser", may_change=True)
+    channels_last: bool = setting(
+        False, "channels-last memory format: faster convolutions on recent GPUs", may_change=True
+    )
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass: less memory, slower", may_change=True
+    )
+
+
+class EMA(Section):
+    decay: float = setting(0.9999, "decay of the weights' exponential moving average, an update", ge=0, lt=1)
+    warmup: bool = setting(True, "start with the smaller decay (1 + n) / (10 + n) after n updates")
+    update_every: int = setting(1, "optimizer steps between updates", ge=1)
+
+
+class Sample(Section):
+    sampler: Literal["ddpm", "ddim"] = setting(
+        "ddpm", "ancestral sampling (DDPM, algorithm 2) or deterministic DDIM", may_change=True
+    )
+    steps: int | None = setting(
+        None, "denoising steps; if not given, T for ddpm and 50 for ddim", ge=1, may_change=True
+    )
+    num_images: int = setting(64, "images in the grid that is drawn during training", ge=1, may_change=True)
+    batch_size: int = setting(64, "images drawn at once by a process", ge=1, may_change=True)
+    seed: int = setting(0, "seed of the first image; image i has seed + i", ge=0, may_change=True)
+    every: int | None = setting(
+        None, "optimizer steps between grids; at checkpoints if not given", ge=1, may_change=True
+    )
+
+
+class Track(Section):
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting(
+        ("tensorboard",), "where the metrics go besides metrics.jsonl", may_change=True
+    )
+    project: str = setting("ddpm_hf", "project name at the trackers", may_change=True)
+    log_every: int = setting(50, "optimizer steps between logged lines", ge=1, may_change=True)
+
+
+class Recipe(Section):
+    """One model, completely described."""
+
+    run: Run = Run()
+    data: Data
+    model: UNet2D = UNet2D()
+    diffusion: Diffusion = Diffusion()
+    train: Train = Train()
+    ema: EMA = EMA()
+    sample: Sample = Sample()
+    track: Track = Track()
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        check(self)
+        return self
+
+
+def setting_keys() -> dict[str, Any]:
+    """Every setting's dotted key and its field."""
+    return {
+        f"{s}.{n}": f for s, section in Recipe.model_fields.items() for n, f in section.annotation.model_fields.items()
+    }

@@ -1,0 +1,1 @@
+"""Images: from any source, through the prepared store, to batches."""

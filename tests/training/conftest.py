@@ -1,0 +1,31 @@
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def build_session():
+    """What train_unconditional.py does between the recipe and `Session.train`."""
+
+    def build(recipe):
+        from ddpm_hf.data.prepare import prepare
+
+        from ddpm_hf.build import build_denoiser
+        from ddpm_hf.diffusion.schedule import build_scheduler
+        from ddpm_hf.training.session import Session, build_accelerator
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = build_accelerator(recipe)
+        torch.manual_seed(recipe.run.seed)
+        denoiser = build_denoiser(recipe)
+        return Session(
+            recipe, prepare(recipe.data, progress=False), denoiser, build_scheduler(recipe.diffusion), accelerator
+        )
+
+    return build

@@ -1,0 +1,340 @@
+"""Whole trainings of a small model on real digits."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddpm_hf.config import dump_recipe
+from ddpm_hf.errors import UserError
+from ddpm_hf.training.optimization import learning_rate
+
+ROOT = Path(__file__).parent.parent.parent
+CONSTANT = {"train.learning_rate_schedule": "constant"}
+
+
+def weights(run, step, name="model"):
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def digest(model):
+    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+
+
+def test_the_run_folder_holds_what_the_design_says(tiny_recipe, build_session):
+    session = build_session(tiny_recipe(**{"data.held_out": 0.1, "track.trackers": ["tensorboard"]}))
+    session.train()
+    run = session.run.path
+    assert {p.name for p in run.iterdir() if not p.name.startswith(".")} == {
+        "recipe.yaml", "metrics.jsonl", "checkpoints", "samples", "pipeline", "tensorboard",
+    }  # fmt: skip
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-00000004", "step-00000008"]
+    assert [p.name for p in sorted((run / "samples").iterdir())] == ["step-00000004.png", "step-00000008.png"]
+    logged = [line for line in lines(run) if "loss" in line]
+    assert [(line["step"], line["images_seen"]) for line in logged] == [(2, 16), (4, 32), (6, 48), (8, 64)]
+    assert set(logged[0]) == {
+        "step", "images_seen", "learning_rate", "loss", "grad_norm", "images_per_second", "data_wait", "skipped_steps",
+    }  # fmt: skip
+    assert all(0 < line["loss"] < 3 and 0 <= line["data_wait"] < 1 and line["skipped_steps"] == 0 for line in logged)
+    assert [line["step"] for line in lines(run) if "validation_loss" in line] == [4, 8]
+    assert list((run / "tensorboard").glob("events.*"))
+    assert json.loads((run / "pipeline" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+
+
+def test_resumed_training_is_bit_for_bit_the_undisturbed_one(tiny_recipe, build_session):
+    overrides = {**CONSTANT, "train.gradient_accumulation_steps": 4, "model.dropout": 0.2, "data.flip": True}
+    whole = build_session(tiny_recipe(**overrides, **{"run.name": "whole"}))
+    whole.train()
+    build_session(tiny_recipe(**overrides, **{"run.name": "parts", "train.max_steps": 3})).train()
+    parts = build_session(tiny_recipe(**overrides, **{"run.name": "parts"}))
+    parts.train()
+    for name in ("model", "ema", "optimizer"):
+        assert equal(weights(whole.run.path, 8, name), weights(parts.run.path, 8, name)), name
+    a, b = (
+        [(x["step"], x["loss"], x["learning_rate"]) for x in lines(s.run.path) if x["step"] > 4] for s in (whole, parts)
+    )
+    assert a == b
+
+
+def test_sampling_and_saving_leave_the_trained_weights_alone(tiny_recipe, build_session):
+    session = build_session(tiny_recipe())
+    session.train()
+    before, ema = digest(session.model), digest(session.ema.model)
+    session.tracking.log_picture = lambda *_: None
+    session.draw_samples(session.progress)
+    session.save_checkpoint(session.progress)
+    assert (digest(session.model), digest(session.ema.model)) == (before, ema)
+    assert before != ema
+    assert session.model.training
+    saved = load_file(session.run.pipeline / "unet" / "diffusion_pytorch_model.safetensors")
+    assert equal(saved, session.ema.model.state_dict())
+
+
+def test_the_learning_rate_has_its_analytic_value_at_every_step(tiny_recipe, build_session):
+    overrides = {"train.gradient_accumulation_steps": 4, "track.log_every": 1, "train.learning_rate_schedule": "linear"}
+    session = build_session(tiny_recipe(**overrides))
+    used = []
+    session.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    session.train()
+    expected = [learning_rate(session.recipe.train, step, 8, 1) for step in range(8)]
+    assert used == expected == [line["learning_rate"] for line in lines(session.run.path)]
+    assert expected == pytest.approx([0.0005, 0.001, 0.001, *(0.001 * (1 - i / 6) for i in range(1, 6))])
+
+
+class FailingObjective:
+    """The real objective, but some steps' losses are not finite."""
+
+    def __init__(self, objective, bad):
+        self.objective, self.bad, self.calls = objective, bad, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        loss = self.objective(*arguments)
+        return loss * float("nan") if self.calls in self.bad else loss
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny_recipe, build_session):
+    session = build_session(tiny_recipe(**CONSTANT, **{"track.log_every": 1}))
+    session.objective = FailingObjective(session.objective, bad={3, 4})
+    seen = {}
+    update = session.ema.update
+
+    def spy(model, step, accept):
+        before = digest(session.ema.model), digest(model)
+        update(model, step, accept)
+        seen[step] = (accept.item(), before[0] == digest(session.ema.model), digest(model))
+
+    session.ema.update = spy
+    session.train()
+    assert {step: accept for step, (accept, *_) in seen.items()} == {1: 1, 2: 1, 3: 0, 4: 0, 5: 1, 6: 1, 7: 1, 8: 1}
+    assert [seen[step][1] for step in range(1, 9)] == [False, False, True, True, False, False, False, False]
+    assert seen[2][2] == seen[3][2] == seen[4][2] != seen[5][2]  # weights stand still while steps are skipped
+    logged = lines(session.run.path)
+    assert [line["skipped_steps"] for line in logged] == [0, 0, 1, 2, 2, 2, 2, 2]
+    assert [line["loss"] is None for line in logged] == [False, False, True, True, False, False, False, False]
+    assert all(t.isfinite().all() for t in weights(session.run.path, 8).values())
+
+
+def test_many_in_a_row_stop_the_run_and_touch_no_checkpoint(tiny_recipe, build_session):
+    session = build_session(tiny_recipe(**CONSTANT, **{"train.max_nonfinite_steps": 3, "train.max_steps": 20}))
+    session.objective = FailingObjective(session.objective, bad=set(range(5, 21)))
+    with pytest.raises(UserError, match="the last 3 steps were not finite"):
+        session.train()
+    assert [p.name for p in session.run.checkpoints.iterdir()] == ["step-00000004"]
+
+
+def test_a_gradient_scaler_skips_what_overflows_and_recovers(tiny_recipe, build_session):
+    """fp16's own scaler, on this processor: a scale far too large overflows, is halved, and training goes on."""
+    session = build_session(tiny_recipe(**CONSTANT, **{"track.log_every": 1, "train.max_steps": 12}))
+    session.scaler = session.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, growth_interval=1000)
+    session.train()
+    skipped = lines(session.run.path)[-1]["skipped_steps"]
+    assert 0 < skipped < 12
+    state = json.loads((session.run.checkpoints / "step-00000012" / "state.json").read_text())
+    assert state["gradient_scaler"]["scale"] == 2.0 ** (126 - skipped)
+    resumed = build_session(tiny_recipe(**CONSTANT, **{"track.log_every": 1, "train.max_steps": 13}))
+    resumed.scaler = resumed.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    resumed.train()
+    assert resumed.scaler.get_scale() == 2.0 ** (126 - skipped)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train.learning_rate": 0.5}, "train.learning_rate: .* was trained with 0.001, the recipe now says 0.5"),
+        ({"train.batch_size": 4}, "train.batch_size: .* was trained with 8, the recipe now says 4"),
+        ({"data.flip": True}, "data.flip: .* was trained with False, the recipe now says True"),
+        ({"train.max_steps": 16}, "train.max_steps: .* was trained with 8, the recipe now says 16"),  # cosine
+        ({"data.source": "fashion"}, "data.source"),
+    ],
+)
+def test_a_resume_that_would_change_results_is_refused(change, message, tiny_recipe, build_session):
+    build_session(tiny_recipe()).train()
+    with pytest.raises(UserError, match=message):
+        build_session(tiny_recipe(**change)).train()
+
+
+def test_the_same_step_cut_in_other_pieces_may_resume(tiny_recipe, build_session, capsys):
+    build_session(tiny_recipe(**CONSTANT)).train()
+    pieces = {"train.batch_size": 4, "train.gradient_accumulation_steps": 2, "train.max_steps": 10}
+    session = build_session(tiny_recipe(**CONSTANT, **pieces))
+    session.train()
+    assert session.progress.step == 10
+    assert session.progress.images_seen == 80
+
+
+def test_other_images_are_refused_on_resume(tiny_recipe, build_session):
+    build_session(tiny_recipe(**CONSTANT)).train()
+    session = build_session(tiny_recipe(**CONSTANT, **{"train.max_steps": 10}))
+    session.store.class_names[:2] = ["one", "zero"]
+    with pytest.raises(UserError, match="its class names was"):
+        session.train()
+
+
+def test_a_finished_run_says_so_and_does_nothing(tiny_recipe, build_session, capsys):
+    build_session(tiny_recipe()).train()
+    session = build_session(tiny_recipe())
+    session.train()
+    assert "is already trained to step 8" in capsys.readouterr().out
+
+
+def test_lines_logged_after_the_checkpoint_of_a_killed_run_are_dropped(tiny_recipe, build_session):
+    session = build_session(tiny_recipe(**CONSTANT, **{"train.max_steps": 6, "train.checkpoint_every": 4}))
+    session.train()
+    folder = session.run.checkpoints / "step-00000006"
+    (folder / "manifest.json").unlink()  # as if it had been killed before this one
+    with open(session.run.metrics_file, "a") as file:
+        file.write('{"step": 7, "lo')
+    build_session(tiny_recipe(**CONSTANT)).train()
+    assert [line["step"] for line in lines(session.run.path)] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(("channels", "resolution"), [(1, [28, 28]), (3, [32, 64])])
+def test_any_channels_and_shape_train_save_load_and_sample(channels, resolution, tiny_recipe, build_session):
+    from ddpm_hf.sampling import build_pipeline, draw_images, load_model
+
+    shape = {"data.channels": channels, "data.resolution": resolution, "model.attention_resolutions": []}
+    session = build_session(tiny_recipe(**shape, **{"train.max_steps": 2}))
+    session.train()
+    denoiser, scheduler = load_model(str(session.run.path))
+    images = draw_images(build_pipeline(denoiser, scheduler, "ddim"), range(3), 2, "ddim", 4)
+    assert images.shape == (3, channels, *resolution)
+
+
+def test_fine_tuning_starts_from_the_pipelines_weights(tiny_recipe, build_session, tmp_path):
+    first = build_session(tiny_recipe())
+    first.train()
+    recipe_file = tmp_path / "fine.yaml"
+    tree = dump_recipe(tiny_recipe()).split("model:")[0] + f"model: {{pretrained: {first.run.pipeline}}}\n"
+    recipe_file.write_text(
+        tree
+        + "train: {max_steps: 2, batch_size: 8}\ntrack: {trackers: []}\nsample: {num_images: 1, steps: 2}\ndiffusion: {num_train_timesteps: 50}\n"
+    )
+    from ddpm_hf.config import load_recipe
+
+    session = build_session(load_recipe(recipe_file, {"run.name": "fine"}))
+    assert equal(session.model.state_dict(), first.ema.model.state_dict())
+    session.train()
+    with pytest.raises(UserError, match=r"data.resolution: .* does not fit .* which was trained with"):
+        build_session(load_recipe(recipe_file, {"run.name": "fine", "data.resolution": 16}))
+
+
+def test_out_of_memory_says_what_to_change(tiny_recipe, build_session):
+    session = build_session(tiny_recipe())
+
+    def objective(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    session.objective = objective
+    with pytest.raises(UserError, match=r"halve train.batch_size \(8\) and double train.gradient_accumulation_steps"):
+        session.train()
+
+
+def test_fp16_needs_a_gpu(tiny_recipe, build_session):
+    if torch.accelerator.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        build_session(tiny_recipe(**{"train.precision": "fp16"}))
+
+
+def test_bfloat16_trains_with_float32_weights_and_warns_where_it_is_slow(tiny_recipe, build_session, caplog):
+    session = build_session(tiny_recipe(**{"train.precision": "bf16"}))
+    session.train()
+    assert {t.dtype for t in weights(session.run.path, 8).values()} == {torch.float32}
+    slow = not (
+        torch.accelerator.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    assert ("has no bfloat16 units" in caplog.text) == slow
+
+
+def test_the_average_is_no_worse_than_the_raw_weights(tiny_recipe, build_session):
+    overrides = {"train.max_steps": 150, "train.batch_size": 32, "data.held_out": 0.1, "train.learning_rate": 2e-3, **CONSTANT,
+                 "ema.decay": 0.99, "train.checkpoint_every": 150}  # fmt: skip
+    session = build_session(tiny_recipe(**overrides))
+    session.train()
+    averaged = session.validation_loss
+    session.tracking.log = lambda *_: None
+    session.ema.model.load_state_dict(session.model.state_dict())
+    session.validate(session.progress)
+    assert averaged <= session.validation_loss
+
+
+# ---- as a program
+
+
+def start(recipe, tmp_path, *arguments, launcher=()):
+    (tmp_path / f"{recipe.run.name}.yaml").write_text(dump_recipe(recipe))
+    command = [
+        *(launcher or [sys.executable]),
+        "train_unconditional.py",
+        "--config",
+        str(tmp_path / f"{recipe.run.name}.yaml"),
+        *arguments,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def wait_for(path, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, tiny_recipe, tmp_path):
+    recipe = tiny_recipe(**{"train.max_steps": 100000, "train.checkpoint_every": 100000})
+    process = start(recipe, tmp_path)
+    wait_for(tmp_path / "runs" / "quickstart" / "metrics.jsonl")
+    second = start(recipe, tmp_path)  # a second training in the same folder, meanwhile
+    said = second.communicate()[0]
+    assert second.returncode == 2
+    assert "is in use by another training" in said
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number
+    assert "the same command goes on from there" in output
+    assert "Traceback" not in output
+    (saved,) = (tmp_path / "runs" / "quickstart" / "checkpoints").glob("step-*")
+    assert f"saved at step {int(saved.name[5:])} of 100000" in output
+
+
+def test_plain_diffusers_loads_the_pipeline_without_this_package(tiny_recipe, build_session):
+    session = build_session(tiny_recipe())
+    session.train()
+    code = (
+        "import sys; sys.modules['ddpm_hf'] = None\n"
+        "from diffusers import DiffusionPipeline, DDPMPipeline\nimport torch\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(session.run.pipeline)!r})\n"
+        "assert type(pipe) is DDPMPipeline\n"
+        "images = pipe(batch_size=2, num_inference_steps=5, generator=[torch.Generator().manual_seed(i) for i in range(2)]).images\n"
+        "print(images[0].size, images[0].mode, images[1].tobytes().hex())"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    ).stdout.split()
+    from ddpm_hf.sampling import build_pipeline, draw_images, load_model
+
+    ours = draw_images(build_pipeline(*load_model(str(session.run.path)), "ddpm"), range(2), 2, "ddpm", 5)
+    assert shown[:3] == ["(8,", "8)", "L"]
+    assert np.abs(np.frombuffer(bytes.fromhex(shown[3]), np.uint8).astype(int) - ours[1].ravel()).max() <= 1
