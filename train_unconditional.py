@@ -27,9 +27,9 @@ def main() -> None:
 
     # heavy imports only now, so that --help and mistakes in a recipe answer at once
     import torch
-    from ddpm_hf.data.prepare import prepare
 
     from ddpm_hf.build import build_denoiser
+    from ddpm_hf.data.prepare import prepare
     from ddpm_hf.diffusion.schedule import build_scheduler
     from ddpm_hf.training.session import Session, build_accelerator
 
@@ -37,7 +37,7 @@ def main() -> None:
     torch.manual_seed(recipe.run.seed)
     denoiser = build_denoiser(recipe)
     scheduler = build_scheduler(recipe.diffusion)
-    images = prepare(recipe.data, progress=accelerator.is_main_process)
+    images = prepare(recipe.data)  # of several processes one prepares, the others wait for it
     Session(recipe, images, denoiser, scheduler, accelerator).train()
 
 

@@ -35,6 +35,9 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"run.output_dir: {self.path} cannot be written: {error.strerror}") from None
 
+    def release(self) -> None:
+        self._lock.release()
+
     def check_recipe(self, recipe: Recipe, trained_batch: int, world_size: int) -> None:
         """Refuses to resume with a recipe that would change results already reached.
 

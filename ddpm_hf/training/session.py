@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from ddpm_hf.codec import PixelCodec
 from ddpm_hf.config import Recipe
-from ddpm_hf.data.dataset import TrainingImages
+from ddpm_hf.data.dataset import TrainingImages, as_it_is
 from ddpm_hf.data.sampler import SampleOrder, split_held_out
 from ddpm_hf.data.store import PreparedStore
 from ddpm_hf.diffusion.objective import NoisePrediction
@@ -133,8 +133,8 @@ class Session:
                 "gradient_scaler": self.scaler.state_dict(),
                 "data": self._data_facts(),
             }
-            self.checkpoints.save(state, tensors)
             self.run.replace_pipeline(DDPMPipeline(self.ema.model, self.scheduler).save_pretrained)
+            self.checkpoints.save(state, tensors)
         self.accelerator.wait_for_everyone()
 
     # ---- what happens every so often
@@ -191,6 +191,12 @@ class Session:
 
     def train(self) -> None:
         """Resumes, and trains to the end; a signal ends it after a saved step, with the exit code that belongs to it."""
+        try:
+            self._train()
+        finally:
+            self.run.release()
+
+    def _train(self) -> None:
         self.resume()
         if self.progress.step >= self.max_steps:
             self.accelerator.print(
@@ -210,7 +216,7 @@ class Session:
         loader = DataLoader(
             self.images,
             batch_sampler=order,
-            collate_fn=_as_is,
+            collate_fn=as_it_is,
             num_workers=self.recipe.data.workers,
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),
@@ -228,8 +234,9 @@ class Session:
         events = [Event(1, lambda _: self.tracking.bar.update()), Event(self.recipe.track.log_every, self.log)]
         if len(self.held_out):
             events.append(Event(train.validate_every or train.checkpoint_every, paused(self.validate)))
-        events.append(Event(train.checkpoint_every, paused(self.save_checkpoint)))
         events.append(Event(self.recipe.sample.every or train.checkpoint_every, paused(self.draw_samples)))
+        # last, so that everything due at a step has been done where its checkpoint is resumed from
+        events.append(Event(train.checkpoint_every, paused(self.save_checkpoint)))
         try:
             training_loop(
                 model=self.model,
@@ -264,10 +271,6 @@ class Session:
                 f"stopped and saved at step {self.progress.step} of {self.max_steps}; the same command goes on from there"
             )
             raise SystemExit(128 + stop.signal)
-
-
-def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return batch  # TrainingImages already reads whole batches
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:

@@ -1,6 +1,7 @@
 """Ends a run between two steps when it is asked to: SIGTERM, as schedulers send it, or Ctrl-C."""
 
 import signal
+import time
 from datetime import timedelta
 
 import torch
@@ -10,11 +11,13 @@ from torch import distributed
 class StopRequest:
     """Call it after each step: true, on every process at once, as soon as any process was signalled.
 
-    A second signal ends the process at once, as it would have without this.
+    Launchers pass on signals that a process was sent as well, so further ones mean the same;
+    only another Ctrl-C, by a person who waited, ends the process at once.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
         self._handlers = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
         # Processes agree over the host's network, beside the devices' own: asking never waits for a device.
         self._group = (
@@ -22,15 +25,16 @@ class StopRequest:
         )
 
     def _receive(self, number: int, _frame) -> None:
-        self.signal = number
-        self.restore()
+        if self.signal is None:
+            self.signal, self._since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > 2:
+            raise KeyboardInterrupt
 
     def __call__(self) -> bool:
-        if self._group is None:
-            return self.signal is not None
-        number = torch.tensor(self.signal or 0)
-        distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self._group)
-        self.signal = int(number) or None
+        if self._group is not None:
+            number = torch.tensor(self.signal or 0)
+            distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self._group)
+            self.signal = int(number) or None
         return self.signal is not None
 
     def restore(self) -> None:

@@ -142,17 +142,20 @@ def test_many_in_a_row_stop_the_run_and_touch_no_checkpoint(tiny_recipe, build_s
 
 def test_a_gradient_scaler_skips_what_overflows_and_recovers(tiny_recipe, build_session):
     """fp16's own scaler, on this processor: a scale far too large overflows, is halved, and training goes on."""
-    session = build_session(tiny_recipe(**CONSTANT, **{"track.log_every": 1, "train.max_steps": 12}))
-    session.scaler = session.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, growth_interval=1000)
+    overrides = {**CONSTANT, "track.log_every": 1}
+    session = build_session(tiny_recipe(**overrides, **{"train.max_steps": 20}))
+    session.scaler = session.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+    objective = session.objective
+    session.objective = lambda *arguments: objective(*arguments) * 1000
     session.train()
     skipped = lines(session.run.path)[-1]["skipped_steps"]
-    assert 0 < skipped < 12
-    state = json.loads((session.run.checkpoints / "step-00000012" / "state.json").read_text())
-    assert state["gradient_scaler"]["scale"] == 2.0 ** (126 - skipped)
-    resumed = build_session(tiny_recipe(**CONSTANT, **{"track.log_every": 1, "train.max_steps": 13}))
+    assert 5 < skipped < 15
+    state = json.loads((session.run.checkpoints / "step-00000020" / "state.json").read_text())
+    assert state["gradient_scaler"]["scale"] == 2.0 ** (127 - skipped)
+    resumed = build_session(tiny_recipe(**overrides, **{"train.max_steps": 21}))
     resumed.scaler = resumed.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     resumed.train()
-    assert resumed.scaler.get_scale() == 2.0 ** (126 - skipped)
+    assert resumed.scaler.get_scale() == 2.0 ** (127 - skipped)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,160 @@
+"""Any source → the prepared store. Interrupted, it goes on where it stopped."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_hf.config import Data
+from ddpm_hf.data.base import Source
+from ddpm_hf.data.shards import Span, write_shards
+from ddpm_hf.data.sources import open_source
+from ddpm_hf.data.store import PreparedStore, is_written, read_json, source_indices, write_json, write_manifest
+from ddpm_hf.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_LOCK, _PARTIAL = ".lock", "partial.json"
+
+
+def prepare(data: Data, *, progress: bool = True) -> PreparedStore:
+    """The store of a recipe's images; made if it is missing, completed if it was interrupted.
+
+    Of several training processes one calls this while the others wait. Raises `UserError` for a source that cannot be
+    opened, an image that cannot be read (unless data.on_bad_image is skip), a store of other images, or a full disk.
+    """
+    source = open_source(data)
+    wanted = fingerprint(data, source)
+    folder = store_folder(data, wanted)
+    return _finished(folder, wanted) or _prepare(data, source, wanted, folder, progress)
+
+
+def images_in(data: Data) -> int:
+    """How many images there are, without preparing them: those prepared, else those of the source, good or bad."""
+    source = open_source(data)
+    wanted = fingerprint(data, source)
+    store = _finished(store_folder(data, wanted), wanted)
+    return len(source) if store is None else len(store)
+
+
+def fingerprint(data: Data, source: Source) -> dict:
+    """All that the stored bytes depend on; what is drawn when they are read (flip, where to crop) is not part of it."""
+    settings = ("channels", "crop", "image_column", "label_column", "on_bad_image")
+    transforms = {"resolution": list(data.resolution), "filter": "bicubic"} | {name: getattr(data, name) for name in settings}
+    return {"source": source.fingerprint, "transforms": transforms}
+
+
+def store_folder(data: Data, wanted: dict) -> Path:
+    """data.store, or a name that a reader recognises and that differs where the content does."""
+    if data.store:
+        return Path(data.store).expanduser()
+    name = re.sub(r"[^\w.-]+", "-", data.source.replace("\\", "/").rstrip("/").rpartition("/")[2]).strip(".-") or "images"
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    return Path("prepared") / f"{name}-{'x'.join(map(str, (*data.resolution, data.channels)))}-{digest[:10]}"
+
+
+def _finished(folder: Path, wanted: dict) -> PreparedStore | None:
+    if not (folder / "manifest.json").is_file():
+        return None
+    store = PreparedStore(folder)
+    _refuse_difference(folder, store.fingerprint, wanted)
+    return store
+
+
+def _refuse_difference(folder: Path, has: dict, wanted: dict) -> None:
+    has, wanted = ({(part, key): v for part in d for key, v in d[part].items()} for d in (has, wanted))
+    for part, key in sorted(has.keys() | wanted.keys(), reverse=True):  # transforms first: a setting says more than a hash
+        a, b = has.get((part, key)), wanted.get((part, key))
+        if a != b:
+            name = f"data.{key}" if part == "transforms" or key == "split" else f"data.source ({key})"
+            raise UserError(f"data.store: {folder} was prepared with {name} {a}, the recipe wants {b}; delete it or name another folder")
+
+
+def _prepare(data: Data, source: Source, wanted: dict, folder: Path, progress: bool) -> PreparedStore:
+    ours = ("manifest.json", _PARTIAL)
+    if folder.is_dir() and not any((folder / name).is_file() for name in ours) and any(path.name != _LOCK for path in folder.iterdir()):
+        raise UserError(f"data.store: {folder} holds other files and no prepared store; name a new or empty folder")
+    total, record = len(source), math.prod(data.resolution) * data.channels
+    if not total:
+        raise UserError(f"data.source: {data.source} has no images in its split {data.split}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        if store := _finished(folder, wanted):  # another program's, while this one waited
+            return store
+        partial = read_json(folder / _PARTIAL)
+        if partial is None:
+            partial = {"fingerprint": wanted, "shard_size": _shard_size(total, record)}
+            write_json(folder / _PARTIAL, partial)
+        _refuse_difference(folder, partial["fingerprint"], wanted)
+        size = partial["shard_size"]
+        spans = [Span(n, start, min(start + size, total)) for n, start in enumerate(range(0, total, size))]
+        _write_missing(data, source, folder, spans, record, progress)
+        _complete(data, source, wanted, folder, spans)
+    return PreparedStore(folder)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.warning("another program is preparing %s; waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _shard_size(total: int, record: int) -> int:
+    """Images a shard: at most 4,096 or 64 MiB, to spread work and lose little; but at most 512 shards, each an open file."""
+    return max(min(4096, 2**26 // record), -(-total // 512), 1)
+
+
+def _write_missing(data: Data, source: Source, folder: Path, spans: list[Span], record: int, progress: bool) -> None:
+    from tqdm import tqdm
+
+    for aside in folder.glob("shard-*.tmp"):  # of a process that was killed
+        aside.unlink()
+    todo = [span for span in spans if not is_written(folder, span.number)]
+    total, left = spans[-1].stop, sum(span.stop - span.start for span in todo)
+    _check_space(folder, left * record * (1 if data.crop == "center" else 1.5))  # photographs are about 3:2
+    workers, warned = data.prepare_workers or os.cpu_count() or 1, False
+    with tqdm(total=total, initial=total - left, desc=f"preparing {folder.name}", unit="img", disable=not progress) as bar:
+        for written in write_shards(data, source, folder, todo, workers):
+            if written.bad and not warned:
+                logger.warning("skipping images that cannot be read; the first is %s", written.first_bad)
+                warned = True
+            bar.update(written.images)
+
+
+def _check_space(folder: Path, needed: float) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        sizes = f"needs about {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
+        raise UserError(f"data.store: {folder} {sizes}; free some, or name a folder on a larger disk")
+
+
+def _complete(data: Data, source: Source, wanted: dict, folder: Path, spans: list[Span]) -> None:
+    """Writes the manifest. What the source has and the shards lack was skipped."""
+    total = spans[-1].stop
+    skipped = np.setdiff1d(np.arange(total), np.concatenate(source_indices(folder, len(spans)))).tolist()
+    names = [source.read(i, i + 1)[0].name for i in skipped[:100]]
+    if len(skipped) == total:
+        raise UserError(f"data.source: none of the {total} images of {data.source} can be read; the first is {names[0]}")
+    if skipped:
+        logger.warning("skipped %d of %d images that cannot be read; their names are in %s", len(skipped), total, folder / "manifest.json")
+    content = {"fingerprint": wanted, "dtype": "uint8", "channels": data.channels, "class_names": source.class_names}
+    write_manifest(folder, len(spans), content | {"skipped": {"count": len(skipped), "names": names}})
+    (folder / _PARTIAL).unlink()
