@@ -114,7 +114,11 @@ def main(argv: list[str] | None = None) -> None:
         "--steps", type=_positive, metavar="INT", help="denoising steps (default: every timestep for ddpm, 50 for ddim)"
     )
     sample.add_argument(
-        "--seed", type=_seed, default=0, metavar="INT", help="seed of the first image; image i has seed + i (default: 0)"
+        "--seed",
+        type=_seed,
+        default=0,
+        metavar="INT",
+        help="seed of the first image; image i has seed + i (default: 0)",
     )
     sample.add_argument(
         "--class",
@@ -184,13 +188,6 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from ddpm_hf.data.prepare import prepare
+    from ddpm_hf.commands import prepare
 
-    recipe = recipe_from(vars(options))
-    store = prepare(recipe.data)
-    print(f"{len(store):,} images in {store.folder}")
-    if options.preview:
-        from ddpm_hf.data.preview import preview
-
-        preview(store, recipe.data, options.preview)
-        print(f"what the model will see: {options.preview}")
+    prepare(options, recipe_from(vars(options)))

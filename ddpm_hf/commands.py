@@ -7,6 +7,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ddpm_hf.config import Recipe
+from ddpm_hf.data.dataset import TrainingImages
+from ddpm_hf.data.prepare import prepare as prepare_store
+from ddpm_hf.data.preview import preview
 from ddpm_hf.diffusion.samplers import num_steps
 from ddpm_hf.errors import UserError
 from ddpm_hf.pictures import grid, to_pil
@@ -40,6 +44,15 @@ def sample(options: argparse.Namespace) -> None:
         Path(options.strip).parent.mkdir(parents=True, exist_ok=True)
         grid(strip.reshape(rows * columns, *shape), columns).save(options.strip)
         print(f"the denoising film strip in {options.strip}")
+
+
+def prepare(options: argparse.Namespace, recipe: Recipe) -> None:
+    """`ddpm-hf prepare`: the prepared store, and a picture from it."""
+    store = prepare_store(recipe.data)
+    print(f"{len(store):,} images in {store.folder}")
+    if options.preview:
+        preview(TrainingImages(store, recipe.data), options.preview)
+        print(f"what the model will see: {options.preview}")
 
 
 def _save(images: np.ndarray, seeds: range, out: Path) -> Path:

@@ -16,16 +16,13 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> Image.
 
     Small images are enlarged by a whole factor, pixel for pixel, so that a person can see them.
     """
+    zoom = max(1, 64 // max(images.shape[2:]))
+    images = images.repeat(zoom, axis=2).repeat(zoom, axis=3)
     n, channels, height, width = images.shape
     columns = min(n, columns or math.ceil(math.sqrt(n)))
     rows = math.ceil(n / columns)
     sheet = np.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=np.uint8)
-    scale = max(1, 512 // max(sheet.shape[1:]))
-    sheet = np.full(
-        (channels, rows * (height * scale + gap) + gap, columns * (width * scale + gap) + gap), 255, dtype=np.uint8
-    )
-    for i, image in enumerate(images.repeat(scale, axis=2).repeat(scale, axis=3)):
-        y = gap + i // columns * (height * scale + gap)
-        x = gap + i % columns * (width * scale + gap)
-        sheet[:, y : y + height * scale, x : x + width * scale] = image
+    for i, image in enumerate(images):
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        sheet[:, y : y + height, x : x + width] = image
     return to_pil(sheet)

@@ -36,6 +36,7 @@ class Data(Section):
         " one such file; MNIST's IDX files; CIFAR-10's binary archive; or digits (scikit-learn's)",
         may_change=True,  # where the images lie; that they are the same images is checked against the checkpoint
     )
+    subset: str | None = setting(None, "which configuration of a Hub data set that has several")
     split: str = setting("train", "which split of the source")
     image_column: str | None = setting(None, "the column that holds the images; found by its type if not given")
     label_column: str | None = setting(None, "the column that holds the labels; found by its type if not given")

@@ -14,6 +14,8 @@ from ddpm_hf.config import Data
 from ddpm_hf.data.base import Example, Source, file_at, identify, missing_split
 from ddpm_hf.errors import UserError
 
+_IDX_PREFIX = {"train": "train", "test": "t10k"}
+_CIFAR_BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 _FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
@@ -52,12 +54,10 @@ class ArraySource(Source):
 class Digits(ArraySource):
     """scikit-learn's 1,797 handwritten digits, 8x8, from its wheel."""
 
-    _title = "digits"
-    fingerprint = {"kind": "digits", "split": "train"}
-
     def __init__(self, data: Data):
         if data.split != "train":
             raise missing_split(data, ["train"])
+        self._title, self.fingerprint = "digits", {"kind": "digits", "split": "train"}
 
     def _load(self):
         from sklearn.datasets import load_digits
@@ -69,7 +69,6 @@ class Digits(ArraySource):
 class IdxFiles(ArraySource):
     """MNIST's format (http://yann.lecun.com/exdb/mnist), gzipped or not; Fashion-MNIST's too."""
 
-    _PREFIX = {"train": "train", "test": "t10k"}
     _FILE = re.compile(r"(train|t10k)-(images|labels)[-.]idx\d-ubyte(\.gz)?")
 
     @classmethod
@@ -88,19 +87,25 @@ class IdxFiles(ArraySource):
 
     def __init__(self, data: Data, folder: Path):
         files, self._title = self._files(folder), str(folder)
-        splits = [split for split, prefix in self._PREFIX.items() if (prefix, "images") in files]
+        splits = [split for split, prefix in _IDX_PREFIX.items() if (prefix, "images") in files]
         if data.split not in splits:
             raise missing_split(data, splits)
-        prefix = self._PREFIX[data.split]
+        prefix = _IDX_PREFIX[data.split]
         if (prefix, "labels") not in files:
             raise UserError(f"data.source: {folder} has {prefix}-images-idx3-ubyte but not {prefix}-labels-idx1-ubyte")
         self._images, self._labels = files[prefix, "images"], files[prefix, "labels"]
-        self.fingerprint = {"kind": "idx", "split": data.split, **identify([file_at(self._images), file_at(self._labels)])}
+        self.fingerprint = {
+            "kind": "idx",
+            "split": data.split,
+            **identify([file_at(self._images), file_at(self._labels)]),
+        }
 
     def _load(self):
         images, labels = _read_idx(self._images, dimensions=3), _read_idx(self._labels, dimensions=1)
         if len(images) != len(labels):
-            raise UserError(f"data.source: {self._images} has {len(images)} images, but {self._labels} has {len(labels)} labels")
+            raise UserError(
+                f"data.source: {self._images} has {len(images)} images, but {self._labels} has {len(labels)} labels"
+            )
         fashion = "fashion" in str(self._images.resolve()).lower()
         names = _FASHION if fashion else [str(i) for i in range(max(10, int(labels.max(initial=0)) + 1))]
         return images, labels, names
@@ -116,11 +121,15 @@ def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     header = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
         right = bytes([0, 0, 8, dimensions]).hex()
-        raise UserError(f"data.source: {path} is not an IDX file of bytes: it starts with {content[:4].hex() or 'nothing'}, not {right}")
+        raise UserError(
+            f"data.source: {path} is not an IDX file of bytes: it starts with {content[:4].hex() or 'nothing'}, not {right}"
+        )
     shape = tuple(np.frombuffer(content, ">i4", dimensions, offset=4).tolist())
     if len(content) - header != math.prod(shape):
         size = "x".join(map(str, shape))
-        raise UserError(f"data.source: {path} should hold {size} bytes of data by its header, but holds {len(content) - header}")
+        raise UserError(
+            f"data.source: {path} should hold {size} bytes of data by its header, but holds {len(content) - header}"
+        )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -128,7 +137,6 @@ class Cifar10(ArraySource):
     """CIFAR-10's binary version (https://www.cs.toronto.edu/~kriz/cifar.html): the .tar.gz, or the folder in it."""
 
     _FOLDER, _META = "cifar-10-batches-bin", "batches.meta.txt"
-    _BATCHES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
     _RECORD = 1 + 3 * 32 * 32  # label, then the red, green and blue planes
 
     @classmethod
@@ -137,19 +145,24 @@ class Cifar10(ArraySource):
 
     @classmethod
     def is_here(cls, folder: Path) -> bool:
-        return any((cls._inside(folder) / name).is_file() for name in (cls._META, *cls._BATCHES["train"], *cls._BATCHES["test"]))
+        return any(
+            (cls._inside(folder) / name).is_file()
+            for name in (cls._META, *_CIFAR_BATCHES["train"], *_CIFAR_BATCHES["test"])
+        )
 
     def __init__(self, data: Data, path: Path):
-        if data.split not in self._BATCHES:
-            raise missing_split(data, self._BATCHES)
+        if data.split not in _CIFAR_BATCHES:
+            raise missing_split(data, _CIFAR_BATCHES)
         self._title = str(path)
         self._path = self._inside(path) if path.is_dir() else path
-        self._names = [self._META, *self._BATCHES[data.split]]
+        self._names = [self._META, *_CIFAR_BATCHES[data.split]]
         files = [self._path]
         if self._path.is_dir():
             files = [self._path / name for name in self._names]
             if missing := [file.name for file in files if not file.is_file()]:
-                raise UserError(f"data.source: {self._path} lacks {', '.join(missing)} of CIFAR-10's binary version; unpack it again")
+                raise UserError(
+                    f"data.source: {self._path} lacks {', '.join(missing)} of CIFAR-10's binary version; unpack it again"
+                )
         self.fingerprint = {"kind": "cifar10", "split": data.split, **identify([file_at(file) for file in files])}
 
     def _read_files(self) -> dict[str, bytes]:
@@ -157,16 +170,22 @@ class Cifar10(ArraySource):
             return {name: (self._path / name).read_bytes() for name in self._names}
         try:
             with tarfile.open(self._path, "r:gz") as tar:
-                members = {Path(member.name).name: tar.extractfile(member).read() for member in tar if self._is_ours(member)}
+                members = {
+                    Path(member.name).name: tar.extractfile(member).read() for member in tar if self._is_ours(member)
+                }
         except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
             raise UserError(f"data.source: {self._path} is cut short or damaged ({error}); download it again") from None
         if missing := [name for name in self._names if name not in members]:
             right = "cifar-10-binary.tar.gz is the one; unpack any other archive and name its folder"
-            raise UserError(f"data.source: {self._path} lacks {', '.join(missing)} of CIFAR-10's binary version; {right}")
+            raise UserError(
+                f"data.source: {self._path} lacks {', '.join(missing)} of CIFAR-10's binary version; {right}"
+            )
         return members
 
     def _is_ours(self, member: tarfile.TarInfo) -> bool:
-        return member.isfile() and Path(member.name).parent.name == self._FOLDER and Path(member.name).name in self._names
+        return (
+            member.isfile() and Path(member.name).parent.name == self._FOLDER and Path(member.name).name in self._names
+        )
 
     def _load(self):
         meta, *batches = map(self._read_files().get, self._names)

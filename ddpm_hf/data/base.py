@@ -65,7 +65,9 @@ def scan(folder: Path, suffixes: Iterable[str]) -> list[File]:
                     todo.append((f"{prefix}{entry.name}/", entry.path))
                 elif suffix(entry.name) in suffixes:
                     if not entry.is_file():
-                        raise UserError(f"data.source: {entry.path} is neither a file nor a folder; perhaps a broken link")
+                        raise UserError(
+                            f"data.source: {entry.path} is neither a file nor a folder; perhaps a broken link"
+                        )
                     stat = entry.stat()
                     found.append(File(prefix + entry.name, stat.st_size, stat.st_mtime_ns))
     return sorted(found)

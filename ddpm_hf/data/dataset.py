@@ -42,7 +42,9 @@ class TrainingImages(torch.utils.data.Dataset):
 
     def plain(self, indices: Sequence[int]) -> Batch:
         """Images without anything random: not flipped, and the middle of each."""
-        return self._batch(self._stack([center_crop(self.store.read(index), self.resolution) for index in indices]), indices)
+        return self._batch(
+            self._stack([center_crop(self.store.read(index), self.resolution) for index in indices]), indices
+        )
 
     def _random_crop(self, pixels: np.ndarray, draw: int) -> np.ndarray:
         height, width = self.resolution

@@ -16,7 +16,9 @@ def image_suffixes() -> frozenset[str]:
     """Suffixes of the image files that Pillow reads, such as .jpg."""
     from PIL import Image
 
-    return frozenset(s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT_BY_ITSELF)
+    return frozenset(
+        s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT_BY_ITSELF
+    )
 
 
 class ImageFolder(Source):
@@ -27,7 +29,9 @@ class ImageFolder(Source):
         classes = sorted(set(tops) - {None})
         if classes and None in tops:
             stray = self._names[tops.index(None)]
-            raise UserError(f"data.source: {root}/{stray} lies beside the class folders ({classes[0]}, …); move it into one of them")
+            raise UserError(
+                f"data.source: {root}/{stray} lies beside the class folders ({classes[0]}, …); move it into one of them"
+            )
         self.class_names = classes or None
         number = {name: label for label, name in enumerate(classes)} | {None: None}
         self._labels = [number[top] for top in tops]

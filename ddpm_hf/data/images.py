@@ -1,6 +1,7 @@
 """One image, from whatever a source holds to uint8 pixels of the recipe's size."""
 
 import io
+import os
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -25,7 +26,9 @@ def read_image(example: Example, resolution: tuple[int, int], channels: int, cro
     """An example as uint8 (C,H,W), scaled and cropped. Raises `UnreadableImage`."""
     try:
         return resize(to_uint8(example.image, channels), resolution, crop)
-    except Exception as error:  # Pillow's decoders raise nearly everything: OSError, SyntaxError, struct.error, zlib.error, …
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise nearly everything: OSError, SyntaxError, struct.error, zlib.error, …
         raise UnreadableImage(example.name, _reason(example, error)) from error
 
 
@@ -81,7 +84,9 @@ def _to_channels(image: Picture, channels: int) -> Picture:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode == "LAB":
-        image = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB")
+        image = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
 
@@ -109,7 +114,9 @@ def _reason(example: Example, error: Exception) -> str:
     """Pillow's reason in one line, without the memory address that it gives for bytes."""
     if isinstance(example.image, np.ndarray):
         return str(error)
-    if isinstance(example.image, bytes) and not example.image:
+    if example.image == b"" or (
+        isinstance(example.image, str) and os.path.isfile(example.image) and not os.path.getsize(example.image)
+    ):
         return "is empty"
     if isinstance(error, Image.UnidentifiedImageError):
         return "is not an image that Pillow can read"

@@ -23,12 +23,15 @@ from ddpm_hf.errors import UserError
 logger = logging.getLogger(__name__)
 
 _LOCK, _PARTIAL = ".lock", "partial.json"
+_OURS = re.compile(
+    r"\..*|(shard-\d+\.(bin|npy)|manifest\.json|partial\.json)(\.\d+\.tmp)?"
+)  # and hidden files, as of the desktop
 
 
 def prepare(data: Data, *, progress: bool = True) -> PreparedStore:
     """The store of a recipe's images; made if it is missing, completed if it was interrupted.
 
-    Of several training processes one calls this while the others wait. Raises `UserError` for a source that cannot be
+    Of several processes that call this at once, one prepares and the others wait for it. Raises `UserError` for a source that cannot be
     opened, an image that cannot be read (unless data.on_bad_image is skip), a store of other images, or a full disk.
     """
     source = open_source(data)
@@ -48,7 +51,9 @@ def images_in(data: Data) -> int:
 def fingerprint(data: Data, source: Source) -> dict:
     """All that the stored bytes depend on; what is drawn when they are read (flip, where to crop) is not part of it."""
     settings = ("channels", "crop", "image_column", "label_column", "on_bad_image")
-    transforms = {"resolution": list(data.resolution), "filter": "bicubic"} | {name: getattr(data, name) for name in settings}
+    transforms = {"resolution": list(data.resolution), "filter": "bicubic"} | {
+        name: getattr(data, name) for name in settings
+    }
     return {"source": source.fingerprint, "transforms": transforms}
 
 
@@ -56,7 +61,9 @@ def store_folder(data: Data, wanted: dict) -> Path:
     """data.store, or a name that a reader recognises and that differs where the content does."""
     if data.store:
         return Path(data.store).expanduser()
-    name = re.sub(r"[^\w.-]+", "-", data.source.replace("\\", "/").rstrip("/").rpartition("/")[2]).strip(".-") or "images"
+    name = (
+        re.sub(r"[^\w.-]+", "-", data.source.replace("\\", "/").rstrip("/").rpartition("/")[2]).strip(".-") or "images"
+    )
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     return Path("prepared") / f"{name}-{'x'.join(map(str, (*data.resolution, data.channels)))}-{digest[:10]}"
 
@@ -70,27 +77,36 @@ def _finished(folder: Path, wanted: dict) -> PreparedStore | None:
 
 
 def _refuse_difference(folder: Path, has: dict, wanted: dict) -> None:
-    has, wanted = ({(part, key): v for part in d for key, v in d[part].items()} for d in (has, wanted))
-    for part, key in sorted(has.keys() | wanted.keys(), reverse=True):  # transforms first: a setting says more than a hash
-        a, b = has.get((part, key)), wanted.get((part, key))
-        if a != b:
-            name = f"data.{key}" if part == "transforms" or key == "split" else f"data.source ({key})"
-            raise UserError(f"data.store: {folder} was prepared with {name} {a}, the recipe wants {b}; delete it or name another folder")
+    for part in ("transforms", "source"):
+        for key in has[part] | wanted[part]:
+            a, b = has[part].get(key), wanted[part].get(key)
+            if a != b and key == "sha256":
+                raise UserError(
+                    f"data.store: the files of data.source are not those that {folder} was prepared from: a name, size or time differs; delete it or name another folder"
+                )
+            if a != b:
+                name = f"data.{key}" if part == "transforms" or key == "split" else f"data.source ({key})"
+                raise UserError(
+                    f"data.store: {folder} was prepared with {name} {a}, the recipe wants {b}; delete it or name another folder"
+                )
 
 
 def _prepare(data: Data, source: Source, wanted: dict, folder: Path, progress: bool) -> PreparedStore:
-    ours = ("manifest.json", _PARTIAL)
-    if folder.is_dir() and not any((folder / name).is_file() for name in ours) and any(path.name != _LOCK for path in folder.iterdir()):
-        raise UserError(f"data.store: {folder} holds other files and no prepared store; name a new or empty folder")
+    if folder.is_dir() and not all(_OURS.fullmatch(path.name) for path in folder.iterdir()):
+        raise UserError(f"data.store: {folder} holds other files and is no prepared store; name a new or empty folder")
     total, record = len(source), math.prod(data.resolution) * data.channels
     if not total:
         raise UserError(f"data.source: {data.source} has no images in its split {data.split}")
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
-        if store := _finished(folder, wanted):  # another program's, while this one waited
+        if store := _finished(folder, wanted):  # another process's, while this one waited
             return store
         partial = read_json(folder / _PARTIAL)
         if partial is None:
+            if any(folder.glob("shard-*")):
+                raise UserError(
+                    f"data.store: {folder} holds shards of unknown origin, without manifest.json or {_PARTIAL}; delete it"
+                )
             partial = {"fingerprint": wanted, "shard_size": _shard_size(total, record)}
             write_json(folder / _PARTIAL, partial)
         _refuse_difference(folder, partial["fingerprint"], wanted)
@@ -109,7 +125,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        logger.warning("another program is preparing %s; waiting for it", folder)
+        logger.warning("another process is preparing %s; waiting for it", folder)
         lock.acquire()
     try:
         yield
@@ -131,12 +147,20 @@ def _write_missing(data: Data, source: Source, folder: Path, spans: list[Span], 
     total, left = spans[-1].stop, sum(span.stop - span.start for span in todo)
     _check_space(folder, left * record * (1 if data.crop == "center" else 1.5))  # photographs are about 3:2
     workers, warned = data.prepare_workers or os.cpu_count() or 1, False
-    with tqdm(total=total, initial=total - left, desc=f"preparing {folder.name}", unit="img", disable=not progress) as bar:
-        for written in write_shards(data, source, folder, todo, workers):
-            if written.bad and not warned:
-                logger.warning("skipping images that cannot be read; the first is %s", written.first_bad)
-                warned = True
-            bar.update(written.images)
+    with tqdm(
+        total=total, initial=total - left, desc=f"preparing {folder.name}", unit="img", disable=not progress
+    ) as bar:
+        try:
+            for written in write_shards(data, source, folder, todo, workers):
+                if written.bad and not warned:
+                    logger.warning("skipping images that cannot be read; the first is %s", written.first_bad)
+                    warned = True
+                bar.update(written.images)
+        except OSError as error:
+            raise UserError(
+                f"data.store: {folder} cannot be written: {error.strerror or error}; make room and run the same command"
+                " again, which goes on from here"
+            ) from None
 
 
 def _check_space(folder: Path, needed: float) -> None:
@@ -152,9 +176,16 @@ def _complete(data: Data, source: Source, wanted: dict, folder: Path, spans: lis
     skipped = np.setdiff1d(np.arange(total), np.concatenate(source_indices(folder, len(spans)))).tolist()
     names = [source.read(i, i + 1)[0].name for i in skipped[:100]]
     if len(skipped) == total:
-        raise UserError(f"data.source: none of the {total} images of {data.source} can be read; the first is {names[0]}")
+        raise UserError(
+            f"data.source: none of the {total} images of {data.source} can be read; the first is {names[0]}"
+        )
     if skipped:
-        logger.warning("skipped %d of %d images that cannot be read; their names are in %s", len(skipped), total, folder / "manifest.json")
+        logger.warning(
+            "skipped %d of %d images that cannot be read; their names are in %s",
+            len(skipped),
+            total,
+            folder / "manifest.json",
+        )
     content = {"fingerprint": wanted, "dtype": "uint8", "channels": data.channels, "class_names": source.class_names}
     write_manifest(folder, len(spans), content | {"skipped": {"count": len(skipped), "names": names}})
     (folder / _PARTIAL).unlink()

@@ -36,9 +36,11 @@ def open_source(data: Data) -> Source:
     elif _may_be_hub_id(data.source):
         if difflib.get_close_matches(data.source, ["digits"], cutoff=0.8):
             raise UserError(f"data.source: no such source: {data.source}; did you mean digits?")
-        source = TableSource(data, {"kind": "hub", "id": data.source}, data.source)
+        source = TableSource(data, "hub", {"id": data.source, "subset": data.subset}, data.source, name=data.subset)
     else:
         raise UserError(f"data.source: no such file or folder: {data.source}{near_names(path)}")
+    if data.subset and source.fingerprint["kind"] != "hub":
+        raise UserError(f"data.subset: only data sets on the Hub have subsets; leave it out for {data.source}")
     if (data.image_column or data.label_column) and not isinstance(source, TableSource):
         raise UserError(f"data.source: {data.source} has no columns; leave out data.image_column and data.label_column")
     return source
@@ -47,12 +49,17 @@ def open_source(data: Data) -> Source:
 def _may_be_hub_id(source: str) -> bool:
     """Nothing that could be meant as a path is ever asked of the Hub."""
     in_a_folder_here = "/" in source and os.path.isdir(source.partition("/")[0])
-    return bool(_HUB_ID.fullmatch(source)) and not _FILE.search(source) and not in_a_folder_here and not os.path.lexists(source)
+    return (
+        bool(_HUB_ID.fullmatch(source))
+        and not _FILE.search(source)
+        and not in_a_folder_here
+        and not os.path.lexists(source)
+    )
 
 
 def _open_file(path: Path, data: Data) -> Source:
     if builder := _TABLES.get(suffix(path.name)):
-        return TableSource(data, {"kind": builder, **identify([file_at(path)])}, builder, data_files=str(path))
+        return TableSource(data, builder, identify([file_at(path)]), builder, data_files=str(path))
     if path.name.lower().endswith((".tar.gz", ".tgz")):
         return Cifar10(data, path)
     raise UserError(
@@ -75,11 +82,15 @@ def _open_folder(folder: Path, data: Data) -> Source:
     files = scan(root, kinds)
     found = sorted({kinds[suffix(file.name)] for file in files})
     if not found:
-        raise UserError(f"data.source: {root} holds no images, nor parquet, arrow, webdataset (.tar), IDX or CIFAR-10 files")
+        raise UserError(
+            f"data.source: {root} holds no images, nor parquet, arrow, webdataset (.tar), IDX or CIFAR-10 files"
+        )
     if len(found) > 1:
-        raise UserError(f"data.source: {root} holds {' and '.join(found)} files; name a folder with one kind, or one file")
+        raise UserError(
+            f"data.source: {root} holds {' and '.join(found)} files; name a folder with one kind, or one file"
+        )
     if found != ["image"]:
-        return TableSource(data, {"kind": found[0], **identify(files)}, found[0], data_dir=str(folder))
+        return TableSource(data, found[0], identify(files), found[0], data_dir=str(folder))
     splits = [name for name in _SPLITS if (folder / name).is_dir()]
     if not has_split and (splits or data.split != "train"):
         raise missing_split(data, splits or ["train"])

@@ -38,7 +38,9 @@ class PreparedStore:
         if self.manifest is None:
             raise UserError(f"{self.folder} is not a prepared store: it has no manifest.json")
         if self.manifest["format"] != FORMAT:
-            raise UserError(f"{self.folder} has the store format {self.manifest['format']}, this version reads {FORMAT}; prepare it afresh")
+            raise UserError(
+                f"{self.folder} has the store format {self.manifest['format']}, this version reads {FORMAT}; prepare it afresh"
+            )
         self.fingerprint: dict = self.manifest["fingerprint"]
         self.class_names: list[str] | None = self.manifest["class_names"]
         self.channels: int = self.manifest["channels"]
@@ -87,7 +89,9 @@ class PreparedStore:
         """A file cut short, by a broken copy for example, would otherwise kill the process when it is read."""
         for shard, index in zip(self.manifest["shards"], indices, strict=True):
             path, last = self.folder / f"{shard}.bin", index[-1]
-            expected = int(last["offset"]) + self.channels * int(last["height"]) * int(last["width"]) * self.dtype.itemsize
+            expected = (
+                int(last["offset"]) + self.channels * int(last["height"]) * int(last["width"]) * self.dtype.itemsize
+            )
             if not path.is_file() or path.stat().st_size != expected:
                 raise UserError(f"{path} is missing or incomplete; delete {self.folder}, and it is prepared afresh")
 

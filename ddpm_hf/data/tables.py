@@ -25,8 +25,8 @@ class _Table(NamedTuple):
 class TableSource(Source):
     """Opened when first read or measured; what is wrong with it is told then."""
 
-    def __init__(self, data: Data, fingerprint: dict, path: str | None, **where: str):
-        self.fingerprint = fingerprint | {"split": data.split}
+    def __init__(self, data: Data, kind: str, content: dict, path: str | None, **where: str):
+        self.fingerprint = {"kind": kind, "split": data.split} | content
         self._data, self._path, self._where = data, path, where
 
     @classmethod
@@ -36,7 +36,7 @@ class TableSource(Source):
         if splits and data.split not in splits:
             raise missing_split(data, splits)
         root = folder / data.split if splits else folder
-        return cls(data, {"kind": "saved", **identify(scan(root, {".arrow", ".json"}))}, None, dataset_path=str(root))
+        return cls(data, "saved", identify(scan(root, {".arrow", ".json"})), None, dataset_path=str(root))
 
     @cached_property
     def _table(self) -> _Table:  # pickles as the paths of its memory-mapped files, so workers open no source twice
@@ -45,7 +45,9 @@ class TableSource(Source):
         rows = self._open()
         image, label = _image_column(rows, self._data), _label_column(rows, self._data)
         names, label_of = _classes(rows, label) if label else (None, {})
-        rows = rows.select_columns([image, label] if label else [image]).cast_column(image, datasets.Image(decode=False))
+        rows = rows.select_columns([image, label] if label else [image]).cast_column(
+            image, datasets.Image(decode=False)
+        )
         return _Table(rows, image, label, label_of, names)
 
     def _open(self) -> "datasets.Dataset":
@@ -67,7 +69,9 @@ class TableSource(Source):
             ) from None
         except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetsError) as error:
             cause = error.__cause__ or error
-            raise UserError(f"data.source: {data.source} cannot be opened by the datasets library: {_first_line(cause)}") from None
+            raise UserError(
+                f"data.source: {data.source} cannot be opened by the datasets library: {_first_line(cause)}"
+            ) from None
         if data.split not in splits:
             raise missing_split(data, splits)
         return splits[data.split]
@@ -85,7 +89,9 @@ class TableSource(Source):
         images = batch[table.image]
         labels = batch[table.label] if table.label else [None] * len(images)
         return [
-            Example(_encoded(image), _label(table.label_of.get(value, value)), f"row {start + i} of {self._data.source}")
+            Example(
+                _encoded(image), _label(table.label_of.get(value, value)), f"row {start + i} of {self._data.source}"
+            )
             for i, (image, value) in enumerate(zip(images, labels, strict=True))
         ]
 
@@ -145,7 +151,9 @@ def _named(column: str, setting: str, fitting: list[str], table: "datasets.Datas
         raise UserError(f"data.{setting}: no column {column}; there are {', '.join(table.column_names)}")
     if column not in fitting:
         what = "images" if setting == "image_column" else "whole numbers or text"
-        raise UserError(f"data.{setting}: {column} does not hold {what}" + (f"; {', '.join(fitting)} would do" if fitting else ""))
+        raise UserError(
+            f"data.{setting}: {column} does not hold {what}" + (f"; {', '.join(fitting)} would do" if fitting else "")
+        )
     return column
 
 

@@ -1,11 +1,9 @@
-import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when datasets is first imported, here or in a child process
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -13,12 +11,12 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 @pytest.fixture(scope="session", autouse=True)
 def datasets_cache(tmp_path_factory):
     """No test writes to the user's cache."""
-    import datasets
-
-    cache = tmp_path_factory.mktemp("hf")
-    before, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, cache
-    yield cache
-    datasets.config.HF_DATASETS_CACHE = before
+    cache = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(cache))
+        if config := sys.modules.get("datasets.config"):
+            patch.setattr(config, "HF_DATASETS_CACHE", cache)
+        yield
 
 
 @pytest.fixture(scope="session")

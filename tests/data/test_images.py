@@ -59,7 +59,7 @@ WHITE_AND_RED = (255, 127, 127)  # half of red over white
         (encoded(flat("CMYK", (0, 255, 0, 0)), "TIFF"), (255, 0, 255)),
         (encoded(flat("CMYK", (255, 255, 0, 0)), "JPEG", quality=100), (0, 0, 255)),
         (encoded(flat("YCbCr", (76, 85, 255)), "JPEG", quality=100), (254, 0, 0)),
-        (encoded(flat("LAB", (255, 0, 0)), "TIFF"), (255, 255, 255)),
+        (encoded(flat("LAB", (255, 128, 128)), "TIFF"), (255, 255, 255)),
         (np.full((4, 4), 77, np.uint8), (77, 77, 77)),
         (np.full((4, 4, 1), 77, np.uint8), (77, 77, 77)),
         (np.full((4, 4, 3), (10, 20, 30), np.uint8), (10, 20, 30)),
@@ -74,7 +74,9 @@ def test_every_mode(raw, rgb):
 
 def test_16_bit_gray_is_scaled_not_clipped():
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    np.testing.assert_array_equal(np.asarray(to_uint8(encoded(Image.fromarray(ramp), "PNG"), 1)).ravel(), np.arange(256))
+    np.testing.assert_array_equal(
+        np.asarray(to_uint8(encoded(Image.fromarray(ramp), "PNG"), 1)).ravel(), np.arange(256)
+    )
 
 
 def test_orientation_from_the_camera_is_applied():
@@ -151,10 +153,10 @@ def png_of_size(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-def palette_png_without_palette() -> bytes:
-    raw = encoded(PALETTE, "PNG")
-    start = raw.index(b"PLTE") - 4
-    return raw[:start] + raw[start + 12 + 6 :]
+def png_with_a_bad_palette() -> bytes:
+    raw = bytearray(encoded(PALETTE, "PNG"))
+    raw[raw.index(b"PLTE") + 5] ^= 0xFF
+    return bytes(raw)
 
 
 def truncated_jpeg() -> bytes:
@@ -168,12 +170,16 @@ BAD = {
     "text.png": (b"not an image, but some words", "is not an image that Pillow can read"),
     "archive.png": (b"PK\x03\x04" + b"\0" * 100, "is not an image that Pillow can read"),
     "header.png": (b"\x89PNG\r\n\x1a\n", "is not an image that Pillow can read"),
-    "corrupted.png": (png_with_a_corrupted_chunk(), ""),
-    "zero.png": (png_of_size(0, 4), ""),
+    "corrupted.png": (png_with_a_corrupted_chunk(), "broken data stream"),
+    "zero.png": (png_of_size(0, 4), "is not an image that Pillow can read"),
     "bomb.png": (png_of_size(60_000, 60_000), "could be decompression bomb"),
-    "palette.tif": (encoded(flat("RGB", (1, 2, 3), (64, 64)), "TIFF")[:200], ""),
-    "cut.gif": (encoded(PALETTE, "GIF")[:20], ""),
-    "range.tif": (encoded(Image.fromarray(np.full((4, 4), 70_000, np.int32)), "TIFF"), "70000 to 70000, are not 16-bit gray"),
+    "palette.png": (png_with_a_bad_palette(), "is not an image that Pillow can read"),
+    "cut.tif": (encoded(flat("RGB", (1, 2, 3), (64, 64)), "TIFF")[:200], "image file is truncated"),
+    "cut.gif": (encoded(PALETTE, "GIF")[:20], "is not an image that Pillow can read"),
+    "range.tif": (
+        encoded(Image.fromarray(np.full((4, 4), 70_000, np.int32)), "TIFF"),
+        "70000 to 70000, are not 16-bit gray",
+    ),
     "nan.tif": (encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "nan to nan, are not within"),
 }
 
@@ -189,7 +195,6 @@ def test_a_bad_file_is_named_with_its_reason(tmp_path, name, as_file):
         read_image(example, (8, 8), 3, "center")
     assert error.value.name == name and reason in error.value.reason and error.value.reason
     assert "\n" not in str(error.value) and "BytesIO" not in str(error.value)
-    print(error.value)
 
 
 def test_a_file_that_is_gone():

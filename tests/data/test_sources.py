@@ -59,7 +59,10 @@ def test_digits(digits):
 
 def write_idx(folder, images, labels, prefix="train", opener=open, ending=""):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, magic, array in (("images-idx3-ubyte", 2051, images), ("labels-idx1-ubyte", 2049, labels.astype(np.uint8))):
+    for name, magic, array in (
+        ("images-idx3-ubyte", 2051, images),
+        ("labels-idx1-ubyte", 2049, labels.astype(np.uint8)),
+    ):
         header = np.array([magic, *array.shape], ">i4").tobytes()
         with opener(folder / f"{prefix}-{name}{ending}", "wb") as file:
             file.write(header + array.tobytes())
@@ -231,9 +234,17 @@ def digit_table(digits, num, labels=None):
     """A data set of the first digits, with string, integer or class labels."""
     import datasets
 
-    kind = datasets.ClassLabel(names=[f"n{i}" for i in range(10)]) if labels is None else datasets.Value("string" if labels is str else "int64")
+    kind = (
+        datasets.ClassLabel(names=[f"n{i}" for i in range(10)])
+        if labels is None
+        else datasets.Value("string" if labels is str else "int64")
+    )
     values = [f"n{label}" if labels is str else int(label) for label in digits[1][:num]]
-    columns = {"picture": [{"bytes": png(image), "path": None} for image in digits[0][:num]], "label": values, "note": ["x"] * num}
+    columns = {
+        "picture": [{"bytes": png(image), "path": None} for image in digits[0][:num]],
+        "label": values,
+        "note": ["x"] * num,
+    }
     return datasets.Dataset.from_dict(
         columns, datasets.Features({"picture": datasets.Image(), "label": kind, "note": datasets.Value("string")})
     )
