@@ -5,6 +5,7 @@ A folder of `manifest.json`, and for each shard `shard-00000.bin`, the records o
 then renamed, so whatever has its final name is complete.
 """
 
+import hashlib
 import json
 import mmap
 import os
@@ -13,13 +14,16 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import IO
+from zlib import crc32
 
 import numpy as np
 
 from ddpm_hf.errors import UserError
 
 FORMAT = 1
-INDEX = np.dtype([("source", "<i8"), ("label", "<i8"), ("height", "<i4"), ("width", "<i4"), ("offset", "<i8")])
+INDEX = np.dtype(
+    [("source", "<i8"), ("label", "<i8"), ("height", "<i4"), ("width", "<i4"), ("offset", "<i8"), ("crc32", "<u4")]
+)
 NO_LABEL = -1
 
 
@@ -30,6 +34,7 @@ class PreparedStore:
     labels: int64 (N,), -1 where there is none
     sizes: int32 (N, 2), height and width of each record
     shape: (C,h,w) if it is the same for all, else None
+    content: a digest of every record and label in their order; equal for equal images, wherever they came from
     """
 
     def __init__(self, folder: str | Path):
@@ -51,6 +56,9 @@ class PreparedStore:
         self.sizes: np.ndarray = np.stack([index["height"], index["width"]], axis=1)
         same = (self.sizes == self.sizes[0]).all()
         self.shape: tuple[int, int, int] | None = (self.channels, *self.sizes[0].tolist()) if same else None
+        self.content: str = hashlib.sha256(
+            b"".join(index[column].tobytes() for column in ("label", "height", "width", "crc32"))
+        ).hexdigest()
         self._offset = index["offset"].copy()
         self._shard = np.repeat(np.arange(len(indices)), [len(i) for i in indices])
         self._check_sizes(indices)
@@ -115,8 +123,9 @@ def write_shard(folder: Path, number: int, records: Iterable[tuple[int, int | No
     index, offset = [], 0
     with replacing(folder / f"{shard_name(number)}.bin") as file:
         for source_index, label, pixels in records:
-            index.append((source_index, NO_LABEL if label is None else label, *pixels.shape[1:], offset))
-            offset += file.write(np.ascontiguousarray(pixels))
+            record = np.ascontiguousarray(pixels)
+            index.append((source_index, NO_LABEL if label is None else label, *pixels.shape[1:], offset, crc32(record)))
+            offset += file.write(record)
     with replacing(folder / f"{shard_name(number)}.npy") as file:
         np.save(file, np.array(index, INDEX))
     return len(index)

@@ -76,11 +76,15 @@ class Session:
             return
         state = found.state
         self.run.check_recipe(self.recipe, state["images_per_step"], self.accelerator.num_processes)
-        for key, value in self._data_facts().items():
-            if state["data"][key] != value:
-                raise UserError(
-                    f"data.source: its {key} was {state['data'][key]} when {self.run.path} was trained, now it is {value}; use the same images, or another --run.name"
-                )
+        if state["class_names"] != self.store.class_names:
+            raise UserError(
+                f"data.source: its classes were {state['class_names']} when {self.run.path} was trained, now they are"
+                f" {self.store.class_names}; use the same images, or another --run.name"
+            )
+        if state["images"] != self.store.content:
+            raise UserError(
+                f"data.source: its images are not those that {self.run.path} was trained on; use the same, or another --run.name"
+            )
         self._load(found)
         for what, before, now in (
             ("processes", state["processes"], self.accelerator.num_processes),
@@ -104,14 +108,6 @@ class Session:
         if checkpoint.state["gradient_scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["gradient_scaler"])
 
-    def _data_facts(self) -> dict:
-        """What must be the same images in the same order for a resumed run."""
-        return {
-            "fingerprint": self.store.fingerprint,
-            "number of images": len(self.store),
-            "class names": self.store.class_names,
-        }
-
     def save_checkpoint(self, progress: Progress) -> None:
         if self.accelerator.is_main_process:
             tensors = {
@@ -131,7 +127,8 @@ class Session:
                 "skipped_steps": int(self.meter.skipped.item()),
                 "validation_loss": self.validation_loss,
                 "gradient_scaler": self.scaler.state_dict(),
-                "data": self._data_facts(),
+                "class_names": self.store.class_names,
+                "images": self.store.content,
             }
             self.run.replace_pipeline(DDPMPipeline(self.ema.model, self.scheduler).save_pretrained)
             self.checkpoints.save(state, tensors)

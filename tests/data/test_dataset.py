@@ -216,3 +216,22 @@ def test_preview_shows_images_of_the_store(store, tmp_path):
         top, left = 2 + i // 4 * side, 2 + i % 4 * side
         assert grid[top : top + 64 : 8, left : left + 64 : 8].tobytes() in known
     assert (grid[66:68] == 255).all()
+
+
+def test_the_content_of_a_store_is_its_images_and_labels_whatever_they_are_called(tmp_path):
+    def content(name, shards, change=lambda records: records):
+        folder = tmp_path / name
+        folder.mkdir()
+        images = np.random.default_rng(0).integers(0, 256, (12, 1, 4, 4), np.uint8)
+        records = change([(i, i % 3, image) for i, image in enumerate(images)])
+        for number in range(shards):
+            write_shard(folder, number, records[number * 12 // shards : (number + 1) * 12 // shards])
+        details = {"fingerprint": {"source": name}, "dtype": "uint8", "channels": 1, "class_names": None}
+        write_manifest(folder, shards, details | {"skipped": {"count": 0, "names": []}})
+        return PreparedStore(folder).content
+
+    same = content("a", 1)
+    assert content("b", 3) == same
+    assert content("other label", 1, lambda r: [(r[0][0], 2, r[0][2]), *r[1:]]) != same
+    assert content("other pixel", 1, lambda r: [(0, 0, r[0][2] ^ 1), *r[1:]]) != same
+    assert content("other order", 1, lambda r: [r[1], r[0], *r[2:]]) != same

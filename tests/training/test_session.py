@@ -187,7 +187,7 @@ def test_other_images_are_refused_on_resume(tiny_recipe, build_session):
     build_session(tiny_recipe(**CONSTANT)).train()
     session = build_session(tiny_recipe(**CONSTANT, **{"train.max_steps": 10}))
     session.store.class_names[:2] = ["one", "zero"]
-    with pytest.raises(UserError, match="its class names was"):
+    with pytest.raises(UserError, match="its classes were"):
         session.train()
 
 
@@ -341,3 +341,24 @@ def test_plain_diffusers_loads_the_pipeline_without_this_package(tiny_recipe, bu
     ours = draw_images(build_pipeline(*load_model(str(session.run.path)), "ddpm"), range(2), 2, "ddpm", 5)
     assert shown[:3] == ["(8,", "8)", "L"]
     assert np.abs(np.frombuffer(bytes.fromhex(shown[3]), np.uint8).astype(int) - ours[1].ravel()).max() <= 1
+
+
+def test_the_same_images_elsewhere_may_resume_and_others_may_not(tiny_recipe, build_session, tmp_path):
+    """What counts are the pixels: a folder that was moved, with new times, is the same data."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = (load_digits().images[:40] * 15).astype(np.uint8)
+    for folder, images in (("here", digits), ("there", digits), ("other", digits[::-1])):
+        (tmp_path / folder).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / folder / f"{i:03d}.png")
+
+    def recipe(folder, steps):
+        sources = {"data.source": str(tmp_path / folder), "data.store": str(tmp_path / f"store {folder}")}
+        return tiny_recipe(**CONSTANT, **sources, **{"train.max_steps": steps})
+
+    build_session(recipe("here", 4)).train()
+    build_session(recipe("there", 6)).train()
+    with pytest.raises(UserError, match="its images are not those that"):
+        build_session(recipe("other", 8)).train()
