@@ -31,7 +31,8 @@ def main() -> None:
     from ddpm_hf.build import build_denoiser
     from ddpm_hf.data.prepare import prepare
     from ddpm_hf.diffusion.schedule import build_scheduler
-    from ddpm_hf.training.session import Session, build_accelerator
+    from ddpm_hf.training.accelerator import build_accelerator
+    from ddpm_hf.training.session import Session
 
     accelerator = build_accelerator(recipe)
     torch.manual_seed(recipe.run.seed)

@@ -6,11 +6,11 @@ from ddpm_hf.config import Recipe
 from ddpm_hf.errors import UserError
 
 
-def build_denoiser(recipe: Recipe) -> ModelMixin:
-    """The denoiser with fresh weights, or with those of the pipeline that `model.pretrained` names."""
+def build_denoiser(recipe: Recipe, load_weights: bool = True) -> ModelMixin:
+    """The denoiser with fresh weights, or with those of the pipeline that `model.pretrained` names, if `load_weights`."""
     model = recipe.model
     if model.pretrained is not None:
-        return _pretrained_denoiser(recipe)
+        return _pretrained_denoiser(recipe, load_weights)
     levels = range(len(model.block_out_channels))
     attends = [recipe.data.resolution[0] // 2**level in model.attention_resolutions for level in levels]
     height, width = recipe.data.resolution
@@ -32,11 +32,14 @@ def build_denoiser(recipe: Recipe) -> ModelMixin:
     )
 
 
-def _pretrained_denoiser(recipe: Recipe) -> ModelMixin:
+def _pretrained_denoiser(recipe: Recipe, load_weights: bool) -> ModelMixin:
     source = recipe.model.pretrained
     try:
         config = DiffusionPipeline.load_config(source)
-        denoiser = UNet2DModel.from_pretrained(source, subfolder="unet")
+        if load_weights:
+            denoiser = UNet2DModel.from_pretrained(source, subfolder="unet")
+        else:
+            denoiser = UNet2DModel.from_config(UNet2DModel.load_config(source, subfolder="unet"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"model.pretrained: no pipeline with a UNet2DModel at {source}: {str(error).splitlines()[0]}"

@@ -67,7 +67,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_from(options: dict[str, Any]) -> Recipe:
-    overrides = {key: parse_value(options[key]) for key in setting_keys() if key in options}
+    overrides = {key: parse_value(key, options[key]) for key in setting_keys() if key in options}
     return load_recipe(options["config"], overrides)
 
 

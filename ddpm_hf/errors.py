@@ -1,5 +1,6 @@
 """A user's mistake, told in one line."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -10,12 +11,30 @@ class UserError(Exception):
     """Says in one line what is wrong and what would be right. Commands print it and exit with 2."""
 
 
+class ProcessError(UserError):
+    """A `UserError` that one process of several may meet alone, such as a full memory."""
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends a command with one line and exit code 2 where a `UserError` reaches it, never a traceback."""
+    """Ends a command with one line and exit code 2 where a `UserError` or a full disk reaches it, never a traceback."""
     try:
         yield
     except UserError as error:
-        if int(os.environ.get("RANK", 0)) == 0:  # every process of a launch finds the same mistake
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        # a mistake that all processes of a machine find is told once
+        if isinstance(error, ProcessError) or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            _tell(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _tell(
+            f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room and run the same command again"
+        )
+    else:
+        return
+    raise SystemExit(2)
+
+
+def _tell(text: str) -> None:
+    process = os.environ.get("RANK", "0")
+    print(f"error: {text}" if process == "0" else f"error in process {process}: {text}", file=sys.stderr, flush=True)

@@ -45,7 +45,7 @@ WRONG = [
     ({"train.learning_rate": -1.0}, "train.learning_rate: -1.0 must be more than 0.0"),
     ({"data.flip": "yes"}, "data.flip: 'yes' should be true or false"),
     ({"data.channels": 2}, "data.channels: 2 is not one of 1, 3"),
-    ({"data.source": None}, "data.source: null should be text"),
+    ({"data.source": None}, "data.source: null should be text; put it in quotes"),
     ({"data.resolution": [8, 8, 8]}, "data.resolution: [8, 8, 8] should be one number, or [height, width]"),
     ({"data.held_out": 0.9}, "data.held_out: 0.9 must be at most 0.5"),
     ({"ema.decay": 1.0}, "ema.decay: 1.0 must be less than 1.0"),

@@ -112,3 +112,17 @@ def test_it_works_from_any_folder(pipeline, tmp_path):
         [program, "sample", pipeline, "--num_images", "1", "--steps", "2", "--out", "one.png"], cwd=tmp_path, check=True
     )
     assert (tmp_path / "one.png").is_file()
+
+
+def test_a_folder_with_other_pictures_is_refused_before_drawing(pipeline, tmp_path, capsys):
+    sample(pipeline, "--num_images", 3, "--steps", 2, "--out", tmp_path / "out")
+    sample(pipeline, "--num_images", 3, "--steps", 2, "--out", tmp_path / "out")  # the same again is fine
+    with pytest.raises(SystemExit):
+        sample(pipeline, "--num_images", 2, "--steps", 2, "--out", tmp_path / "out")
+    assert "already holds 1 other PNG files" in capsys.readouterr().err
+
+
+def test_prepare_says_where_and_shows_what(tmp_path, capsys):
+    main(["prepare", "quickstart", "--data.store", str(tmp_path / "store"), "--preview", str(tmp_path / "preview.png")])
+    assert f"1,797 images in {tmp_path / 'store'}" in capsys.readouterr().out
+    assert Image.open(tmp_path / "preview.png").mode == "L"

@@ -1,5 +1,6 @@
 """Settings that contradict each other."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pydantic_core import PydanticCustomError
@@ -17,6 +18,7 @@ def check(recipe: "Recipe") -> None:
     _check_denoiser(recipe)
     _check_sampling(recipe)
     _check_validation(recipe)
+    _check_trackers(recipe)
 
 
 def _contradiction(key: str, message: str) -> PydanticCustomError:
@@ -115,6 +117,14 @@ def _check_sampling(recipe: "Recipe") -> None:
 def _check_validation(recipe: "Recipe") -> None:
     if recipe.train.validate_every and not recipe.data.held_out:
         raise _contradiction("train.validate_every", "needs images to validate on; set data.held_out, such as 0.02")
+
+
+def _check_trackers(recipe: "Recipe") -> None:
+    for tracker in recipe.track.trackers:
+        if find_spec(tracker) is None:
+            raise _contradiction(
+                "track.trackers", f"{tracker} is not installed; pip install {tracker}, or leave it out"
+            )
 
 
 def _size(resolution: tuple[int, int]) -> str:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from ddpm_hf.config.messages import explain
-from ddpm_hf.config.sections import Recipe
+from ddpm_hf.config.sections import Recipe, setting_keys
 from ddpm_hf.errors import UserError
 
 
@@ -33,9 +33,20 @@ for _tag, _pattern, _first in (
     _YamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
-def parse_value(text: str) -> Any:
-    """A setting's value as YAML reads it: 1e-4 is a number, [1, 2] a list, null is None."""
-    return yaml.load(text, Loader=_YamlLoader)
+_YamlLoader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))  # 010 is ten, not octal
+
+
+def parse_value(key: str, text: str) -> Any:
+    """A setting's value from the command line, as YAML reads it: 1e-4 is a number, [1, 2] a list, null is None.
+
+    Text is taken as it is, so that it needs no quotes of its own.
+    """
+    if setting_keys()[key].annotation in (str, str | None) and text != "null":
+        return text
+    try:
+        return yaml.load(text, Loader=_YamlLoader)
+    except yaml.YAMLError:
+        return text  # which the setting's type will refuse by name
 
 
 class _YamlDumper(yaml.SafeDumper):
@@ -66,7 +77,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     """
     file = recipe_path(str(path))
     try:
-        tree = yaml.load(file.read_text(), Loader=_YamlLoader) or {}
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_YamlLoader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -120,4 +131,6 @@ def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
             a, b = getattr(old.train, name), getattr(new.train, name)
             if a != b:
                 found.append((f"train.{name}", a, b))
+    elif new.train.learning_rate_drops and (old.train.epochs is None) != (new.train.epochs is None):
+        found.append(("train.epochs", old.train.epochs, new.train.epochs))  # the unit of learning_rate_drops
     return found

@@ -15,7 +15,7 @@ _SHOULD_BE = {
     "float_type": "should be a number",
     "finite_number": "should be a finite number",
     "bool_type": "should be true or false",
-    "string_type": "should be text",
+    "string_type": "should be text; put it in quotes",
     "tuple_type": "should be a list such as [1, 2]",
     "model_type": "should be a section with settings below it",
     "missing": "is missing",

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ddpm_hf.data.base import Source
 from ddpm_hf.data.shards import Span, write_shards
 from ddpm_hf.data.sources import open_source
 from ddpm_hf.data.store import PreparedStore, is_written, read_json, source_indices, write_json, write_manifest
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import ProcessError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -37,20 +38,20 @@ def prepare(data: Data, *, progress: bool = True) -> PreparedStore:
     source = open_source(data)
     wanted = fingerprint(data, source)
     folder = store_folder(data, wanted)
-    return _finished(folder, wanted) or _prepare(data, source, wanted, folder, progress)
+    return _finished(data, folder, wanted) or _prepare(data, source, wanted, folder, progress)
 
 
 def images_in(data: Data) -> int:
     """How many images there are, without preparing them: those prepared, else those of the source, good or bad."""
     source = open_source(data)
     wanted = fingerprint(data, source)
-    store = _finished(store_folder(data, wanted), wanted)
+    store = _finished(data, store_folder(data, wanted), wanted)
     return len(source) if store is None else len(store)
 
 
 def fingerprint(data: Data, source: Source) -> dict:
     """All that the stored bytes depend on; what is drawn when they are read (flip, where to crop) is not part of it."""
-    settings = ("channels", "crop", "image_column", "label_column", "on_bad_image")
+    settings = ("channels", "crop", "image_column", "label_column")
     transforms = {"resolution": list(data.resolution), "filter": "bicubic"} | {
         name: getattr(data, name) for name in settings
     }
@@ -68,11 +69,16 @@ def store_folder(data: Data, wanted: dict) -> Path:
     return Path("prepared") / f"{name}-{'x'.join(map(str, (*data.resolution, data.channels)))}-{digest[:10]}"
 
 
-def _finished(folder: Path, wanted: dict) -> PreparedStore | None:
+def _finished(data: Data, folder: Path, wanted: dict) -> PreparedStore | None:
     if not (folder / "manifest.json").is_file():
         return None
     store = PreparedStore(folder)
     _refuse_difference(folder, store.fingerprint, wanted)
+    skipped = store.manifest["skipped"]["count"]
+    if skipped and data.on_bad_image == "stop":
+        raise UserError(
+            f"data.on_bad_image: {folder} was prepared without {skipped} images that cannot be read; set skip, or delete it"
+        )
     return store
 
 
@@ -99,7 +105,7 @@ def _prepare(data: Data, source: Source, wanted: dict, folder: Path, progress: b
         raise UserError(f"data.source: {data.source} has no images in its split {data.split}")
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
-        if store := _finished(folder, wanted):  # another process's, while this one waited
+        if store := _finished(data, folder, wanted):  # another process's, while this one waited
             return store
         partial = read_json(folder / _PARTIAL)
         if partial is None:
@@ -156,6 +162,10 @@ def _write_missing(data: Data, source: Source, folder: Path, spans: list[Span], 
                     logger.warning("skipping images that cannot be read; the first is %s", written.first_bad)
                     warned = True
                 bar.update(written.images)
+        except BrokenExecutor:
+            raise ProcessError(
+                f"data.prepare_workers: one of {workers} processes was ended by the system, perhaps for lack of memory; set fewer"
+            ) from None
         except OSError as error:
             raise UserError(
                 f"data.store: {folder} cannot be written: {error.strerror or error}; make room and run the same command"
@@ -166,7 +176,7 @@ def _write_missing(data: Data, source: Source, folder: Path, spans: list[Span], 
 def _check_space(folder: Path, needed: float) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        sizes = f"needs about {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
+        sizes = f"needs about {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free"
         raise UserError(f"data.store: {folder} {sizes}; free some, or name a folder on a larger disk")
 
 

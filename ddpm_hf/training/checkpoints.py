@@ -49,12 +49,9 @@ class Checkpoints:
 
         Raises `UserError` where the disk is full; earlier checkpoints are then as they were.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
+        self.check_space(state["step"], tensors)
         final = self.folder / f"step-{state['step']:08d}"
         aside = self.folder / f".{final.name}.new"
-        size = sum(t.nbytes for named in tensors.values() for t in named.values())
-        self._check_space(size, state["step"])
         try:
             aside.mkdir()
             for name, named in tensors.items():
@@ -70,28 +67,46 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise UserError(self._no_room(state["step"], str(error))) from None
-        if final.exists():  # a broken one; a whole one would have been resumed from
-            shutil.rmtree(final)
+        for path in self._paths():
+            if int(path.name.removeprefix("step-")) >= state["step"]:
+                shutil.rmtree(path)  # broken, or it would have been resumed from
         aside.rename(final)
         _sync(self.folder)
         self._prune()
         return final
 
     def latest(self, report: Callable[[str], None] = print) -> Checkpoint | None:
-        """The newest whole checkpoint. A broken one is reported and passed over."""
+        """The newest whole checkpoint, None where there are none. A broken one is reported and passed over.
+
+        Raises `UserError` where all are broken: starting anew would bury them.
+        """
         for path in reversed(self._paths()):
             if problem := find_damage(path):
                 report(f"{path} is damaged ({problem}); looking for an earlier one")
                 continue
-            return Checkpoint(path, _state(path))
+            return self.at(int(path.name.removeprefix("step-")))
+        if self._paths():
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read whole; restore one, or choose another --run.name to start anew"
+            )
         return None
+
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of a step, taken as whole. Raises `UserError` where this process cannot see it."""
+        path = self.folder / f"step-{step:08d}"
+        try:
+            return Checkpoint(path, _state(path))
+        except OSError:
+            raise UserError(
+                f"{path} cannot be read here; the run folder must lie on a disk that all machines share"
+            ) from None
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
     def _prune(self) -> None:
         paths = self._paths()
-        losses = {path: loss for path in paths if (loss := _state(path).get("validation_loss")) is not None}
+        losses = {path: loss for path in paths if (loss := _validation_loss(path)) is not None}
         kept = set(paths[-self.keep :]) | {path for path in paths if (path / "keep").exists()}
         if losses:
             kept.add(min(losses, key=losses.__getitem__))
@@ -104,13 +119,17 @@ class Checkpoints:
         for leftover in self.folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _check_space(self, size: int, step: int) -> None:
+    def check_space(self, step: int, tensors: dict[str, Tensors]) -> None:
+        """Raises `UserError` where a checkpoint of these would not fit."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        size = sum(t.nbytes for named in tensors.values() for t in named.values())
         free = shutil.disk_usage(self.folder).free
         if free < size * 1.01 + 2**20:
             raise UserError(self._no_room(step, f"it needs {_megabytes(size)}, {_megabytes(free)} are free"))
 
     def _no_room(self, step: int, reason: str) -> str:
-        last = self.latest(report=lambda _: None)
+        last = self.latest(report=lambda _: None) if self._paths() else None
         return (
             f"the checkpoint of step {step} cannot be written to {self.folder}: {reason}; make room and run the same command again,"
             f" which goes on from {f'step {last.step}' if last else 'the start'}"
@@ -138,6 +157,13 @@ def _state(path: Path) -> dict[str, Any]:
     return json.loads((path / "state.json").read_text())
 
 
+def _validation_loss(path: Path) -> float | None:
+    try:
+        return _state(path).get("validation_loss")
+    except (OSError, ValueError):
+        return None  # a broken one is never the best
+
+
 def _sha256(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -147,7 +173,7 @@ def _sync(path: Path) -> None:
     """Makes sure that a file or folder is on the disk, not only in memory."""
     if os.name == "nt" and path.is_dir():  # Windows cannot sync a folder
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs what it may write only
     try:
         os.fsync(descriptor)
     finally:

@@ -17,7 +17,7 @@ def estimate(recipe: Recipe, processes: int) -> dict[str, int]:
     """The figures of `--dry_run`: parameters, forward FLOPs an image, images an epoch, steps, bytes a process."""
     train = recipe.train
     with FakeTensorMode(allow_non_fake_inputs=True):
-        denoiser = build_denoiser(recipe)
+        denoiser = build_denoiser(recipe, load_weights=False)
         parameters = sum(p.numel() for p in denoiser.parameters())
         flops = _forward_flops(denoiser, recipe)
         activations = _activation_bytes(denoiser, recipe)

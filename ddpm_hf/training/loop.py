@@ -25,10 +25,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Event:
-    """Something done after every `every` steps, and after the last one."""
+    """Something done after every `every` steps and after the last one; at a stop, which may have seconds, if `on_stop`."""
 
     every: int
     action: Callable[[Progress], None]
+    on_stop: bool = False
 
 
 def training_loop(
@@ -90,7 +91,7 @@ def training_loop(
 
         stopping = stop_requested()
         for event in events:
-            if progress.step % event.every == 0 or progress.step == max_steps or stopping:
+            if progress.step % event.every == 0 or progress.step == max_steps or (stopping and event.on_stop):
                 event.action(progress)
         if stopping:
             return

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from ddpm_hf.config import Recipe, differences, dump_recipe, load_recipe
 from ddpm_hf.errors import UserError
@@ -71,7 +72,13 @@ class RunFolder:
         new, old = self.path / ".pipeline.new", self.path / ".pipeline.old"
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
-        save(new)
+        try:
+            save(new)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(new, ignore_errors=True)
+            raise UserError(
+                f"{self.pipeline} cannot be written: {error}; make room and run the same command again"
+            ) from None
         if self.pipeline.exists():
             self.pipeline.rename(old)
         new.rename(self.pipeline)

@@ -1,11 +1,14 @@
 """One training session: assembles the parts, resumes, and runs the loop with its regular events."""
 
 import math
+import signal
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradScalerKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from diffusers import DDPMPipeline, DDPMScheduler, ModelMixin
 from torch.utils.data import DataLoader
 
@@ -15,14 +18,13 @@ from ddpm_hf.data.dataset import TrainingImages, as_it_is
 from ddpm_hf.data.sampler import SampleOrder, split_held_out
 from ddpm_hf.data.store import PreparedStore
 from ddpm_hf.diffusion.objective import NoisePrediction
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import ProcessError, UserError
 from ddpm_hf.pictures import grid
 from ddpm_hf.sampling import build_pipeline, draw_images
 from ddpm_hf.training.checkpoints import Checkpoint, Checkpoints, load_optimizer_tensors, optimizer_tensors
 from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.loop import Event, Progress, training_loop
 from ddpm_hf.training.optimization import build_optimizer, learning_rate
-from ddpm_hf.training.precision import check_precision
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.signals import StopRequest
 from ddpm_hf.training.tracking import Meter, Tracking
@@ -61,14 +63,15 @@ class Session:
         self.batch = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         self.steps_per_epoch = len(self.train_indices) / self.batch
         self.max_steps = train.max_steps or math.ceil(train.epochs * self.steps_per_epoch)
-        self.progress, self.validation_loss = Progress(), None
+        self.progress, self.saved_step = Progress(), 0
+        self.validation: tuple[int, float] | tuple[None, None] = (None, None)  # step and loss of the last one
         self.meter = Meter(accelerator)
 
     # ---- checkpoints
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, if there is one; says what will not be exactly as before."""
-        found = self.checkpoints.latest(self.accelerator.print)
+        found = self._newest_checkpoint()
         if found is None:
             if self.accelerator.is_main_process:
                 self.run.write_recipe(self.recipe)
@@ -99,40 +102,79 @@ class Session:
             self.run.forget_metrics_after(self.progress.step)
         self.accelerator.print(f"resuming {self.run.path} at step {self.progress.step} of {self.max_steps}")
 
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The main process decides, so that all go on from the same one even where a shared disk is slow to show it."""
+
+        def find() -> int | None:
+            found = self.checkpoints.latest(print)
+            return found and found.step
+
+        step = self._on_main_process(find)
+        return None if step is None else self.checkpoints.at(step)
+
+    def _on_main_process(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns on the main process, on all; or the `UserError` that it raises, so that none waits for it."""
+        outcome = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                outcome[0] = action()
+            except UserError as error:
+                outcome[1] = str(error)
+        result, error = broadcast_object_list(outcome)
+        if error is not None:
+            raise UserError(error)
+        return result
+
     def _load(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint.tensors("model"))
         self.ema.model.load_state_dict(checkpoint.tensors("ema"))
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.tensors("optimizer"))
         self.progress = Progress(checkpoint.state["step"], checkpoint.state["images_seen"])
+        self.saved_step = self.progress.step
         self.meter.skipped += checkpoint.state["skipped_steps"]
         if checkpoint.state["gradient_scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["gradient_scaler"])
 
     def save_checkpoint(self, progress: Progress) -> None:
-        if self.accelerator.is_main_process:
-            tensors = {
-                "model": dict(self.model.state_dict()),
-                "ema": dict(self.ema.model.state_dict()),
-                "optimizer": optimizer_tensors(self.optimizer, self.model),
-            }
-            if not all(t.isfinite().all() for named in tensors.values() for t in named.values()):
-                raise UserError(
-                    f"weights are no longer finite at step {progress.step}; they are not saved, lower train.learning_rate and run again"
-                )
-            state = {
-                "step": progress.step,
-                "images_seen": progress.images_seen,
-                "images_per_step": self.batch,
-                "processes": self.accelerator.num_processes,
-                "skipped_steps": int(self.meter.skipped.item()),
-                "validation_loss": self.validation_loss,
-                "gradient_scaler": self.scaler.state_dict(),
-                "class_names": self.store.class_names,
-                "images": self.store.content,
-            }
-            self.run.replace_pipeline(DDPMPipeline(self.ema.model, self.scheduler).save_pretrained)
-            self.checkpoints.save(state, tensors)
-        self.accelerator.wait_for_everyone()
+        """Pipeline and checkpoint; put off while steps are being skipped, since what came before may be the cure."""
+        self._stop_if_diverged()
+        if self.meter.skipped_in_a_row.item() and progress.step < self.max_steps:
+            return
+        self._on_main_process(lambda: self._write(progress))
+
+    def _write(self, progress: Progress) -> None:
+        tensors = {
+            "model": dict(self.model.state_dict()),
+            "ema": dict(self.ema.model.state_dict()),
+            "optimizer": optimizer_tensors(self.optimizer, self.model),
+        }
+        if not all(t.isfinite().all() for named in tensors.values() for t in named.values()):
+            raise UserError(
+                f"weights are no longer finite at step {progress.step}; they are not saved, lower train.learning_rate and run again"
+            )
+        validated_at, validation_loss = self.validation
+        state = {
+            "step": progress.step,
+            "images_seen": progress.images_seen,
+            "images_per_step": self.batch,
+            "processes": self.accelerator.num_processes,
+            "skipped_steps": int(self.meter.skipped.item()),
+            "validation_loss": validation_loss if validated_at == progress.step else None,
+            "gradient_scaler": self.scaler.state_dict(),
+            "class_names": self.store.class_names,
+            "images": self.store.content,
+        }
+        self.checkpoints.check_space(progress.step, tensors | {"pipeline": tensors["ema"]})
+        self.run.replace_pipeline(DDPMPipeline(self.ema.model, self.scheduler).save_pretrained)
+        self.checkpoints.save(state, tensors)
+        self.saved_step = progress.step
+
+    def _stop_if_diverged(self) -> None:
+        if self.meter.skipped_in_a_row.item() >= self.recipe.train.max_nonfinite_steps:
+            raise UserError(
+                f"the gradients of the last {self.recipe.train.max_nonfinite_steps} steps were not finite; the last checkpoint is not touched by them;"
+                " lower train.learning_rate, set train.max_grad_norm, or take bf16 or float32 instead of fp16"
+            )
 
     # ---- what happens every so often
 
@@ -140,11 +182,7 @@ class Session:
         rate = learning_rate(self.recipe.train, progress.step - 1, self.max_steps, self.steps_per_epoch)
         values = self.meter.read()
         self.tracking.log({"step": progress.step, "images_seen": progress.images_seen, "learning_rate": rate, **values})
-        if self.meter.skipped_in_a_row.item() >= self.recipe.train.max_nonfinite_steps:
-            raise UserError(
-                f"the gradients of the last {self.recipe.train.max_nonfinite_steps} steps were not finite; the last checkpoint is not touched by them;"
-                " lower train.learning_rate, set train.max_grad_norm, or take bf16 or float32 instead of fp16"
-            )
+        self._stop_if_diverged()
 
     @torch.no_grad()
     def validate(self, progress: Progress) -> None:
@@ -164,9 +202,9 @@ class Session:
                 )
                 sums += torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=loss.device)])
         total, count = self.accelerator.reduce(sums, "sum").tolist()
-        self.validation_loss = total / count
+        self.validation = (progress.step, total / count)
         self.tracking.log(
-            {"step": progress.step, "images_seen": progress.images_seen, "validation_loss": self.validation_loss}
+            {"step": progress.step, "images_seen": progress.images_seen, "validation_loss": total / count}
         )
 
     def draw_samples(self, progress: Progress) -> None:
@@ -175,8 +213,13 @@ class Session:
         seeds = list(range(sample.seed, sample.seed + sample.num_images))
         pipe = build_pipeline(self.ema.model, self.scheduler, sample.sampler)
         mine = seeds[rank::processes]
-        with self.accelerator.autocast():
-            images = draw_images(pipe, mine, sample.batch_size, sample.sampler, sample.steps) if mine else []
+        try:
+            with self.accelerator.autocast():
+                images = draw_images(pipe, mine, sample.batch_size, sample.sampler, sample.steps) if mine else []
+        except torch.OutOfMemoryError:
+            raise ProcessError(
+                f"out of memory while drawing samples: lower sample.batch_size, {sample.batch_size}"
+            ) from None
         drawn = dict(gather_object(list(zip(mine, images, strict=True))))
         if self.accelerator.is_main_process:
             picture = grid(np.stack([drawn[seed] for seed in seeds]))
@@ -215,6 +258,7 @@ class Session:
             batch_sampler=order,
             collate_fn=as_it_is,
             num_workers=self.recipe.data.workers,
+            worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),
         )
@@ -228,12 +272,15 @@ class Session:
 
             return event
 
-        events = [Event(1, lambda _: self.tracking.bar.update()), Event(self.recipe.track.log_every, self.log)]
+        events = [
+            Event(1, lambda _: self.tracking.bar.update()),
+            Event(self.recipe.track.log_every, self.log, on_stop=True),
+        ]
         if len(self.held_out):
             events.append(Event(train.validate_every or train.checkpoint_every, paused(self.validate)))
         events.append(Event(self.recipe.sample.every or train.checkpoint_every, paused(self.draw_samples)))
         # last, so that everything due at a step has been done where its checkpoint is resumed from
-        events.append(Event(train.checkpoint_every, paused(self.save_checkpoint)))
+        events.append(Event(train.checkpoint_every, paused(self.save_checkpoint), on_stop=True))
         try:
             training_loop(
                 model=self.model,
@@ -256,7 +303,7 @@ class Session:
                 stop_requested=stop,
             )
         except torch.OutOfMemoryError:
-            raise UserError(
+            raise ProcessError(
                 f"out of memory on {self.accelerator.device}: halve train.batch_size ({train.batch_size}) and double"
                 f" train.gradient_accumulation_steps ({train.gradient_accumulation_steps}) for the same result, or set train.gradient_checkpointing or train.precision: bf16"
             ) from None
@@ -265,20 +312,12 @@ class Session:
             self.tracking.close()
         if self.progress.step < self.max_steps:
             self.accelerator.print(
-                f"stopped and saved at step {self.progress.step} of {self.max_steps}; the same command goes on from there"
+                f"stopped; saved at step {self.saved_step} of {self.max_steps}; the same command goes on from there"
             )
             raise SystemExit(128 + stop.signal)
 
 
-def build_accelerator(recipe: Recipe) -> Accelerator:
-    """Processes, devices and mixed precision as launched; the recipe says which precision, not the launcher."""
-    train = recipe.train
-    check_precision(train)
-    run = RunFolder(recipe)
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else several processes on processors alone would not find each other
-        mixed_precision=train.precision,
-        dynamo_backend="inductor" if train.compile else "no",
-        project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path)),
-        kwargs_handlers=[GradScalerKwargs(enabled=train.gradient_scaler)],
-    )
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """A signal to the whole group would end the workers that the last step and its batches still need."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

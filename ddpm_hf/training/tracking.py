@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -88,19 +89,25 @@ class Tracking:
             for section, values in recipe.model_dump().items()
             for key, value in values.items()
         }
+        started = []
         for tracker in recipe.track.trackers:
             # TensorBoard takes its project's name as the folder below the run's
             project = "tensorboard" if tracker == "tensorboard" else recipe.track.project
             names = {
-                "wandb": {"name": recipe.run.name, "id": recipe.run.name, "resume": "allow"},
+                "wandb": {
+                    "name": recipe.run.name,
+                    "id": sha256(str(run.path.resolve()).encode()).hexdigest()[:12],
+                    "resume": "allow",
+                },
                 "trackio": {"name": recipe.run.name},
             }
             accelerator.log_with = [tracker]
-            known = list(accelerator.trackers)
+            accelerator.trackers = []
             accelerator.init_trackers(project, init_kwargs={tracker: names.get(tracker, {})})
-            accelerator.trackers = known + accelerator.trackers
+            started += accelerator.trackers
             if tracker != "tensorboard" and self.main:  # its hyper-parameter page would need one folder more a run
                 accelerator.trackers[-1].store_init_configuration(settings)
+        accelerator.trackers = started
         self.shown: dict[str, str] = {}
         self.bar = tqdm(initial=step, total=max_steps, unit="step", dynamic_ncols=True, disable=not self.main)
 

@@ -14,11 +14,11 @@ def build_session():
     """What train_unconditional.py does between the recipe and `Session.train`."""
 
     def build(recipe):
-        from ddpm_hf.data.prepare import prepare
-
         from ddpm_hf.build import build_denoiser
+        from ddpm_hf.data.prepare import prepare
         from ddpm_hf.diffusion.schedule import build_scheduler
-        from ddpm_hf.training.session import Session, build_accelerator
+        from ddpm_hf.training.accelerator import build_accelerator
+        from ddpm_hf.training.session import Session
 
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = build_accelerator(recipe)

@@ -158,3 +158,22 @@ def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
     folder = save(Checkpoints(tmp_path, keep=1), 1)
     assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
     assert json.loads((folder / "manifest.json").read_text())["model.safetensors"]["bytes"] > 4000
+
+
+def test_where_every_one_is_damaged_nothing_is_started_anew(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    (save(checkpoints, 1) / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read whole"):
+        checkpoints.latest(lambda _: None)
+
+
+def test_damaged_later_ones_do_not_push_out_what_is_saved_now(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    save(checkpoints, 10)
+    for step in (100, 101):
+        (save(checkpoints, step) / "state.json").unlink()
+    save(checkpoints, 12)
+    assert steps(checkpoints)[-1] == 12
+    assert checkpoints.latest(lambda _: None).step == 12
+    save(checkpoints, 13)
+    assert steps(checkpoints) == [12, 13]

@@ -1,13 +1,30 @@
-"""Whether this machine can train in the recipe's precision, and whether it should."""
+"""Processes, devices and mixed precision, and whether this machine has what the recipe asks for."""
 
 import logging
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import GradScalerKwargs, ProjectConfiguration
 
-from ddpm_hf.config import Train
+from ddpm_hf.config import Recipe, Train
 from ddpm_hf.errors import UserError
+from ddpm_hf.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """Processes, devices and mixed precision as launched; the recipe says which precision, not the launcher."""
+    train = recipe.train
+    check_precision(train)
+    run = RunFolder(recipe)
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else several processes on processors alone would not find each other
+        mixed_precision=train.precision,
+        dynamo_backend="inductor" if train.compile else "no",
+        project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path)),
+        kwargs_handlers=[GradScalerKwargs(enabled=train.gradient_scaler)],
+    )
 
 
 def check_precision(train: Train) -> None:
