@@ -56,4 +56,4 @@ def _pretrained_denoiser(recipe: Recipe, load_weights: bool) -> ModelMixin:
     ):
         if theirs != ours:
             raise UserError(f"{key}: {ours} does not fit {source}, which was trained with {theirs}")
-    return denoiser.float()
+    return denoiser

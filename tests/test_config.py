@@ -75,7 +75,10 @@ WRONG = [
         {"diffusion.beta_schedule": "squaredcos_cap_v2", "diffusion.beta_end": 0.1},
         "mean nothing to beta_schedule squaredcos_cap_v2",
     ),
-    ({"train.warmup_steps": 99999}, "train.warmup_steps: 99999 is longer than the run; at most train.max_steps, 1800"),
+    (
+        {"train.warmup_steps": 99999},
+        "train.warmup_steps: 99999 is longer than the run, train.max_steps: 1800; for a trial set it to 0",
+    ),
     ({"train.gradient_scaler": False}, "only fp16 has a gradient scaler; leave it out, or set train.precision: fp16"),
     ({"train.learning_rate_drops": [5]}, "train.learning_rate_drops: belongs with train.learning_rate_schedule: step"),
     ({"train.weight_decay": 0.1}, "train.weight_decay: needs train.optimizer: adamw"),

@@ -36,7 +36,7 @@ def _check_length(recipe: "Recipe") -> None:
     if train.max_steps is not None and train.warmup_steps > train.max_steps:
         raise _contradiction(
             "train.warmup_steps",
-            f"{train.warmup_steps} is longer than the run; at most train.max_steps, {train.max_steps}",
+            f"{train.warmup_steps} is longer than the run, train.max_steps: {train.max_steps}; for a trial set it to 0",
         )
 
 

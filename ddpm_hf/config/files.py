@@ -99,7 +99,9 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     except ValidationError as error:
         problems = error.errors()
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{file}: {explain(problems[0])}{more}") from None
+        told = explain(problems[0])
+        given_here = told.partition(":")[0] in (overrides or {})
+        raise UserError(f"{'--' if given_here else f'{file}: '}{told}{more}") from None
     name = recipe.run.name or file.stem
     if Path(name).name != name or name in (".", ".."):
         raise UserError(

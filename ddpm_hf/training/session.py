@@ -100,7 +100,8 @@ class Session:
         if self.accelerator.is_main_process:
             self.run.write_recipe(self.recipe)
             self.run.forget_metrics_after(self.progress.step)
-        self.accelerator.print(f"resuming {self.run.path} at step {self.progress.step} of {self.max_steps}")
+        if self.progress.step < self.max_steps:
+            self.accelerator.print(f"resuming {self.run.path} at step {self.progress.step} of {self.max_steps}")
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         """The main process decides, so that all go on from the same one even where a shared disk is slow to show it."""

@@ -124,7 +124,7 @@ def test_shards_of_unknown_origin_are_refused(tmp_path):
 
 def test_too_little_space_is_noticed_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    assert "needs about 0.0 GB, but 0.0 GB are free" in refused(recipe("digits", tmp_path / "store"))
+    assert "needs about 0 MB, but 0 MB are free" in refused(recipe("digits", tmp_path / "store"))
     assert not list((tmp_path / "store").glob("shard-*"))
 
 
