@@ -467,4 +467,5 @@ def test_speed_settings_train_save_resume_and_sample(setting, tiny_recipe, build
     plain.train()
     for a, b in zip(weights(parts.run.path, 8).values(), weights(plain.run.path, 8).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)  # the same mathematics, rounded in another order
-    assert draw_images(build_pipeline(*load_model(str(parts.run.path)), "ddim"), [0], 1, "ddim", 2).shape == (1, 1, 8, 8)
+    images = draw_images(build_pipeline(*load_model(str(parts.run.path)), "ddim"), [0], 1, "ddim", 2)
+    assert images.shape == (1, 1, 8, 8)
