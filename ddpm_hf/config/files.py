@@ -67,7 +67,14 @@ def recipe_path(name: str) -> Path:
     shipped = next((folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()), None)
     names = sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")) if shipped else []
     near = difflib.get_close_matches(Path(name).stem, [n for n in names if not n.startswith("accelerate/")], n=1)
-    raise UserError(f"{name}: no such recipe file" + (f"; did you mean {near[0]}?" if near else ""))
+    raise UserError(
+        f"{name}: no such recipe file"
+        + (
+            f"; did you mean {near[0]}?"
+            if near
+            else f"; name a YAML file, or one of {', '.join(n for n in names if '/' not in n)}"
+        )
+    )
 
 
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:

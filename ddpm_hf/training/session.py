@@ -140,6 +140,7 @@ class Session:
         """Pipeline and checkpoint; put off while steps are being skipped, since what came before may be the cure."""
         self._stop_if_diverged()
         if self.meter.skipped_in_a_row.item() and progress.step < self.max_steps:
+            self.accelerator.print(f"no checkpoint at step {progress.step}: its gradients were not finite")
             return
         self._on_main_process(lambda: self._write(progress))
 
