@@ -1,59 +1,116 @@
 """The one place that turns a recipe's names into objects."""
 
+from collections.abc import Sequence
+
 from diffusers import DiffusionPipeline, ModelMixin, UNet2DModel
 
 from ddpm_hf.config import Recipe
+from ddpm_hf.denoisers.das import Das
+from ddpm_hf.denoisers.jones import Jones
+from ddpm_hf.denoisers.luu import Luu
+from ddpm_hf.denoisers.peng import Peng
+from ddpm_hf.denoisers.tefiang import Tefiang
 from ddpm_hf.errors import UserError
+
+DENOISERS = {"unet2d": UNet2DModel, "jones": Jones, "peng": Peng, "das": Das, "luu": Luu, "tefiang": Tefiang}
 
 
 def build_denoiser(recipe: Recipe, load_weights: bool = True) -> ModelMixin:
     """The denoiser with fresh weights, or with those of the pipeline that `model.pretrained` names, if `load_weights`."""
-    model = recipe.model
-    if model.pretrained is not None:
+    if recipe.model.pretrained is not None:
         return _pretrained_denoiser(recipe, load_weights)
-    levels = range(len(model.block_out_channels))
-    attends = [recipe.data.resolution[0] // 2**level in model.attention_resolutions for level in levels]
     height, width = recipe.data.resolution
-    return UNet2DModel(
-        sample_size=height if height == width else (height, width),
-        in_channels=recipe.data.channels,
-        out_channels=recipe.data.channels,
-        block_out_channels=model.block_out_channels,
-        layers_per_block=model.layers_per_block,
-        down_block_types=tuple("AttnDownBlock2D" if attends[level] else "DownBlock2D" for level in levels),
-        up_block_types=tuple("AttnUpBlock2D" if attends[level] else "UpBlock2D" for level in reversed(levels)),
-        attention_head_dim=model.attention_head_dim,
-        norm_num_groups=model.norm_num_groups,
-        norm_eps=1e-6,  # from here on as in the DDPM paper's own network
-        dropout=model.dropout,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        downsample_padding=0,
+    channels = recipe.data.channels
+    shared = {
+        "sample_size": height if height == width else (height, width),
+        "in_channels": channels,
+        "out_channels": 2 * channels if recipe.diffusion.variance_type == "learned_range" else channels,
+    }
+    if recipe.model.kind == "unet2d":
+        return UNet2DModel(**shared, **_unet2d_arguments(recipe))
+    shared["num_classes"] = recipe.condition.num_classes
+    settings = recipe.model.model_dump(
+        exclude={"kind", "pretrained", "attention_resolutions", "global_context_resolutions"}
     )
+    return DENOISERS[recipe.model.kind](**shared, **settings, **_attention_levels(recipe))
+
+
+def num_classes_of(denoiser: ModelMixin) -> int | None:
+    """The classes that a denoiser was made for, by its own config; None for an unconditional one."""
+    if isinstance(denoiser, UNet2DModel):
+        embeddings = denoiser.config.num_class_embeds  # the null class has one of its own, the last
+        return None if embeddings is None else embeddings - 1
+    return denoiser.config.num_classes
+
+
+def _unet2d_arguments(recipe: Recipe) -> dict:
+    model, classes = recipe.model, recipe.condition.num_classes
+    attends = [level in _levels(recipe, model.attention_resolutions) for level in range(model.levels)]
+    return {
+        "num_class_embeds": None if classes is None else classes + 1,
+        "block_out_channels": model.block_out_channels,
+        "layers_per_block": model.layers_per_block,
+        "down_block_types": tuple("AttnDownBlock2D" if here else "DownBlock2D" for here in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)),
+        "attention_head_dim": model.attention_head_dim,
+        "norm_num_groups": model.norm_num_groups,
+        "dropout": model.dropout,
+        "norm_eps": 1e-6,  # from here on as in the DDPM paper's own network
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "downsample_padding": 0,
+    }
+
+
+def _attention_levels(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Where attention goes, as levels instead of feature-map heights; as the report has it where none are given."""
+    model, levels = recipe.model, range(recipe.model.levels)
+    match model.kind:
+        case "das":
+            return {"attention_levels": _levels(recipe, model.attention_resolutions, default=levels[1:])}
+        case "tefiang":
+            attention = _levels(recipe, model.attention_resolutions, default=levels[-2:])
+            others = [level for level in levels if level not in attention]
+            context = _levels(recipe, model.global_context_resolutions, default=others)
+            return {"attention_levels": attention, "global_context_levels": context}
+        case _:
+            return {}
+
+
+def _levels(recipe: Recipe, heights: Sequence[int] | None, default: Sequence[int] = ()) -> tuple[int, ...]:
+    """The levels, 0 the highest resolution, whose feature maps have these heights."""
+    if heights is None:
+        return tuple(default)
+    return tuple(level for level in range(recipe.model.levels) if recipe.data.resolution[0] // 2**level in heights)
 
 
 def _pretrained_denoiser(recipe: Recipe, load_weights: bool) -> ModelMixin:
-    source = recipe.model.pretrained
+    source, kind = recipe.model.pretrained, DENOISERS[recipe.model.kind]
     try:
         config = DiffusionPipeline.load_config(source)
         if load_weights:
-            denoiser = UNet2DModel.from_pretrained(source, subfolder="unet")
+            denoiser = kind.from_pretrained(source, subfolder="unet")
         else:
-            denoiser = UNet2DModel.from_config(UNet2DModel.load_config(source, subfolder="unet"))
+            denoiser = kind.from_config(kind.load_config(source, subfolder="unet"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.pretrained: no pipeline with a UNet2DModel at {source}: {str(error).splitlines()[0]}"
+            f"model.pretrained: no pipeline with a {kind.__name__} at {source}: {str(error).splitlines()[0]}"
         ) from None
-    if config.get("unet", [None, None])[1] != "UNet2DModel":
+    if config.get("unet", [None, None])[1] != kind.__name__:
         raise UserError(
-            f"model.pretrained: {source} holds {config.get('_class_name')}, whose denoiser is no UNet2DModel"
+            f"model.pretrained: {source} holds {config.get('_class_name')}, whose denoiser is no {kind.__name__}"
         )
     size = denoiser.config.sample_size
     size = (size, size) if isinstance(size, int) else tuple(size or recipe.data.resolution)
+    outputs = 2 if recipe.diffusion.variance_type == "learned_range" else 1
     for key, theirs, ours in (
         ("data.channels", denoiser.config.in_channels, recipe.data.channels),
         ("data.resolution", list(size), list(recipe.data.resolution)),
+        ("condition.num_classes", num_classes_of(denoiser), recipe.condition.num_classes),
+        ("diffusion.variance_type", denoiser.config.out_channels // denoiser.config.in_channels, outputs),
     ):
         if theirs != ours:
+            if key == "diffusion.variance_type":
+                ours, theirs = recipe.diffusion.variance_type, "a learned variance" if theirs == 2 else "a fixed one"
             raise UserError(f"{key}: {ours} does not fit {source}, which was trained with {theirs}")
     return denoiser

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import sys
 import types
 import typing
@@ -11,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ddpm_hf import __version__
-from ddpm_hf.config import Recipe, did_you_mean, load_recipe, parse_value, setting_keys
+from ddpm_hf.config import Recipe, Section, did_you_mean, load_recipe, parse_value, section_kinds, setting_keys
 from ddpm_hf.errors import UserError, one_line_errors
 
 
@@ -55,20 +56,35 @@ def read_recipe(description: str, argv: list[str] | None = None) -> tuple[Recipe
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """An option for each setting of the recipe."""
-    for section, field in Recipe.model_fields.items():
+    for section in Recipe.model_fields:
         group = parser.add_argument_group(section)
-        for name, setting in field.annotation.model_fields.items():
+        kinds = section_kinds(section)
+        for name in dict.fromkeys(name for kind in kinds for name in kind.model_fields):
+            fields = {kind: kind.model_fields[name] for kind in kinds if name in kind.model_fields}
             group.add_argument(
                 f"--{section}.{name}",
-                metavar=_type_name(setting),
+                metavar=_type_name(fields),
                 default=argparse.SUPPRESS,
-                help=f"{setting.description} ({_default(setting)})".replace("%", "%%"),
+                help=_help(name, fields, of_all=len(fields) == len(kinds)).replace("%", "%%"),
             )
 
 
 def recipe_from(options: dict[str, Any]) -> Recipe:
     overrides = {key: parse_value(key, options[key]) for key in setting_keys() if key in options}
     return load_recipe(options["config"], overrides)
+
+
+def _help(name: str, fields: dict[type[Section], FieldInfo], of_all: bool) -> str:
+    """Meaning and default; where kinds of denoisers differ, of each."""
+    if name == "kind":
+        meanings = "; ".join(f"{field.default}: {field.description}" for field in fields.values())
+        return f"{meanings} (default: {next(iter(fields.values())).default})"
+    meanings = dict.fromkeys(field.description for field in fields.values())
+    defaults = {_default(field) for field in fields.values()}
+    if of_all and len(defaults) == 1:
+        return f"{' / '.join(meanings)} ({defaults.pop()})"
+    each = "; ".join(f"{kind.model_fields['kind'].default} {_default(field)}" for kind, field in fields.items())
+    return f"{' / '.join(meanings)} ({each})"
 
 
 def _default(setting: FieldInfo) -> str:
@@ -78,12 +94,12 @@ def _default(setting: FieldInfo) -> str:
     return f"default: {'null' if value is None else value}"
 
 
-def _type_name(setting: FieldInfo) -> str:
-    kind = setting.annotation
+def _type_name(fields: dict[type[Section], FieldInfo]) -> str:
+    kind = next(iter(fields.values())).annotation
     if typing.get_origin(kind) is types.UnionType:
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is typing.Literal:
-        return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
+        return "{" + ",".join(str(c) for f in fields.values() for c in typing.get_args(f.annotation)) + "}"
     if typing.get_origin(kind) is tuple:
         return "LIST"
     return {int: "INT", float: "NUMBER", bool: "{true,false}", str: "TEXT"}[kind]
@@ -108,10 +124,16 @@ def main(argv: list[str] | None = None) -> None:
         help="images drawn at once; changes no image (default: 16)",
     )
     sample.add_argument(
-        "--sampler", default="ddpm", metavar="{ddpm,ddim}", help="ancestral or deterministic sampling (default: ddpm)"
+        "--sampler",
+        default="ddpm",
+        metavar="{ddpm,ddim,dpmsolver++,unipc,heun}",
+        help="ancestral sampling, DDIM, DPM-Solver++(2M), UniPC or Heun's method (default: ddpm)",
     )
     sample.add_argument(
-        "--steps", type=_positive, metavar="INT", help="denoising steps (default: every timestep for ddpm, 50 for ddim)"
+        "--steps", type=_positive, metavar="INT", help="denoising steps (default: every timestep for ddpm, else 50)"
+    )
+    sample.add_argument(
+        "--eta", type=_number, default=0.0, metavar="NUMBER", help="noise of ddim's steps, 0 to 1 (default: 0)"
     )
     sample.add_argument(
         "--seed",
@@ -124,7 +146,21 @@ def main(argv: list[str] | None = None) -> None:
         "--class",
         dest="class_label",
         metavar="TEXT",
-        help="class to draw, by id or name; conditional models only (default: none)",
+        help="class to draw, by id or name; conditional models only (default: every class in turn)",
+    )
+    sample.add_argument(
+        "--guidance_scale",
+        type=_number,
+        default=1.0,
+        metavar="NUMBER",
+        help="s of classifier-free guidance, uncond + s (cond - uncond); the papers' w is s - 1 (default: 1, off)",
+    )
+    sample.add_argument(
+        "--guidance_interval",
+        type=_number,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="guide only between these noise levels sigma = sqrt((1 - alpha_bar) / alpha_bar) (default: everywhere)",
     )
     sample.add_argument(
         "--out",
@@ -173,6 +209,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
     return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not number >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a number of at least 0")
+    return number
 
 
 def _seed(text: str) -> int:

@@ -11,10 +11,11 @@ from ddpm_hf.config import Recipe
 from ddpm_hf.data.dataset import TrainingImages
 from ddpm_hf.data.prepare import prepare as prepare_store
 from ddpm_hf.data.preview import preview
-from ddpm_hf.diffusion.samplers import num_steps
+from ddpm_hf.diffusion.samplers import build_sampler
 from ddpm_hf.errors import UserError
 from ddpm_hf.pictures import grid, to_pil
-from ddpm_hf.sampling import build_pipeline, draw_images, draw_strip, load_model
+from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
+from ddpm_hf.sampling import Sampling, draw_images, draw_strip, load_pipeline, passes
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -23,32 +24,57 @@ def sample(options: argparse.Namespace) -> None:
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".npy", ".zip", ".pt"):
         raise UserError(f"--out: {out} should be a folder, a .png file or an .npz file")
     device = options.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    denoiser, trained = load_model(options.model)
-    if options.class_label is not None:
-        raise UserError(f"--class: this model is unconditional, it knows no {options.class_label}; leave --class out")
+    pipe = load_pipeline(options.model)
+    sampling = Sampling(
+        options.sampler, options.steps, options.eta, _label(options), options.guidance_scale, options.guidance_interval
+    )
+    _check_sampling(pipe, sampling)
     seeds = range(options.seed, options.seed + options.num_images)
     if out.suffix not in (".png", ".npz") and (others := {p.name for p in out.glob("*.png")} - set(map(_name, seeds))):
         raise UserError(f"--out: {out} already holds {len(others)} other PNG files; name an empty or a new folder")
-    pipe = build_pipeline(denoiser, trained, options.sampler)
-    steps = num_steps(options.sampler, options.steps, trained)
+    forward_passes = passes(pipe, sampling)
     try:
         pipe.to(device)
     except RuntimeError as error:
         raise UserError(f"--device: {device} cannot be used: {str(error).splitlines()[0]}") from None
     with tqdm(
-        total=len(seeds) * steps, unit="image step", desc=f"{len(seeds)} images, {steps} steps", dynamic_ncols=True
+        total=len(seeds) * forward_passes,
+        unit="image step",
+        desc=f"{len(seeds)} images, {forward_passes} steps",
+        dynamic_ncols=True,
     ) as bar:
         try:
-            images = draw_images(pipe, seeds, options.batch_size, options.sampler, steps, progress=bar.update)
+            images = draw_images(pipe, seeds, options.batch_size, sampling, progress=bar.update)
         except torch.OutOfMemoryError:
             raise UserError(f"out of memory on {device}: lower --batch_size, {options.batch_size}") from None
     print(f"{len(images)} images in {_save(images, seeds, out)}")
     if options.strip:
-        strip = draw_strip(pipe, seeds[: min(len(seeds), 8)], options.sampler, steps)
+        strip = draw_strip(pipe, seeds[: min(len(seeds), 8)], sampling)
         rows, columns, *shape = strip.shape
         Path(options.strip).parent.mkdir(parents=True, exist_ok=True)
         grid(strip.reshape(rows * columns, *shape), columns).save(options.strip)
         print(f"the denoising film strip in {options.strip}")
+
+
+def _label(options: argparse.Namespace) -> int | str | None:
+    """`--class` as an id if it is one; a class that is named by a number is found by its id."""
+    text = options.class_label
+    return int(text) if text is not None and text.isdigit() else text
+
+
+def _check_sampling(pipe: ImageGenerationPipeline, sampling: Sampling) -> None:
+    """Finds mistakes before the expensive part."""
+    build_sampler(sampling.sampler, pipe.scheduler)
+    if sampling.eta and sampling.sampler != "ddim":
+        raise UserError(f"--eta: is for --sampler ddim; {sampling.sampler} has no such setting")
+    if pipe.config.num_classes is None:
+        for option, given in (
+            ("--class", sampling.class_label is not None),
+            ("--guidance_scale", sampling.guidance_scale != 1),
+            ("--guidance_interval", sampling.guidance_interval is not None),
+        ):
+            if given:
+                raise UserError(f"{option}: this model is unconditional, it knows no classes; leave {option} out")
 
 
 def _name(seed: int) -> str:

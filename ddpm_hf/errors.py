@@ -15,6 +15,10 @@ class ProcessError(UserError):
     """A `UserError` that one process of several may meet alone, such as a full memory."""
 
 
+class UnreachableError(UserError):
+    """A `UserError` for want of a network alone."""
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends a command with one line and exit code 2 where a `UserError` or a full disk reaches it, never a traceback."""

@@ -1,21 +1,51 @@
 """Images from seeds, with a model from a run folder, a pipeline folder or the Hub."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 
+from ddpm_hf.build import DENOISERS
+from ddpm_hf.config import Sample
 from ddpm_hf.diffusion.samplers import build_sampler, num_steps
 from ddpm_hf.errors import UserError
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 
 
-def load_model(source: str) -> tuple[ModelMixin, SchedulerMixin]:
-    """Denoiser (float32, eval) and training schedule from a run folder, a pipeline folder or a Hub id."""
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn.
+
+    `steps`: None for the sampler's own number. `class_label`: an id or a name; None gives image i of a conditional
+    model the class `seed mod num_classes`. The rest as in the pipeline's call.
+    """
+
+    sampler: str = "ddpm"
+    steps: int | None = None
+    eta: float = 0.0
+    class_label: int | str | None = None
+    guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+
+    @classmethod
+    def of_recipe(cls, sample: Sample) -> "Sampling":
+        return cls(sample.sampler, sample.steps, sample.eta, None, sample.guidance_scale, sample.guidance_interval)
+
+
+# ---- loading
+
+
+def load_pipeline(source: str) -> ImageGenerationPipeline:
+    """Denoiser (float32, eval) and training schedule from a run folder, a pipeline folder or a Hub id.
+
+    Code that lies beside the weights is never run: this package has its own of the same name, or refuses.
+    """
     path = Path(source)
     if (path / "checkpoints").is_dir() or (path / "recipe.yaml").is_file():
         if not (path / "pipeline" / "model_index.json").is_file():
@@ -29,61 +59,83 @@ def load_model(source: str) -> tuple[ModelMixin, SchedulerMixin]:
         )
     disable_progress_bar()  # of loading, which takes a moment
     try:
-        pipe = DiffusionPipeline.from_pretrained(source)
+        index = DiffusionPipeline.load_config(source)
+        pipe = _load_own(source, index) if isinstance(index["_class_name"], list) else _load_stock(source)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"{source}: cannot be loaded as a Diffusers pipeline: {str(error).strip().splitlines()[0]}"
         ) from None
-    if set(pipe.components) != {"unet", "scheduler"}:
-        raise UserError(f"{source}: a {type(pipe).__name__}, which has more parts than a denoiser and a scheduler")
-    return pipe.unet.eval(), pipe.scheduler
-
-
-def build_pipeline(denoiser: ModelMixin, trained: SchedulerMixin, sampler: str) -> ImageGenerationPipeline:
-    pipe = ImageGenerationPipeline(denoiser, build_sampler(sampler, trained))
+    pipe.unet.eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _load_stock(source: str) -> ImageGenerationPipeline:
+    pipe = DiffusionPipeline.from_pretrained(source)
+    if set(pipe.components) != {"unet", "scheduler"}:
+        raise UserError(f"{source}: a {type(pipe).__name__}, which has more parts than a denoiser and a scheduler")
+    return ImageGenerationPipeline(pipe.unet, pipe.scheduler)
+
+
+def _load_own(source: str, index: dict) -> ImageGenerationPipeline:
+    """A pipeline that `ddpm_hf.export` saved."""
+    ours = {cls.__name__: cls for cls in DENOISERS.values()}
+    unet, scheduler = index["unet"][1], index["scheduler"][1]
+    if index["_class_name"][1] != ImageGenerationPipeline.__name__ or unet not in ours:
+        raise UserError(
+            f"{source}: a {index['_class_name'][1]} with a {unet}, which needs code of its own; load it in Diffusers with"
+            " trust_remote_code=True if you trust it"
+        )
+    parts = {
+        "unet": ours[unet].from_pretrained(source, subfolder="unet"),
+        "scheduler": getattr(diffusers, scheduler).from_pretrained(source, subfolder="scheduler"),
+    }
+    if (index.get("vae") or [None])[0] is not None:
+        parts["vae"] = getattr(diffusers, index["vae"][1]).from_pretrained(source, subfolder="vae")
+    settings = {name: index.get(name) for name in ("num_classes", "id2label", "variance_exponent")}
+    return ImageGenerationPipeline(**parts, **settings)
+
+
+# ---- drawing
 
 
 def draw_images(
     pipe: ImageGenerationPipeline,
     seeds: Sequence[int],
     batch_size: int,
-    sampler: str,
-    steps: int | None,
+    sampling: Sampling,
     progress: Callable[[int], None] = lambda images: None,
 ) -> np.ndarray:
     """One image a seed, uint8 (N, C, H, W), in the order of `seeds`, rounded as a saved PNG would be.
 
     An image follows from its seed alone: it has a generator of its own, on the CPU whatever the device.
-    `progress` is called after each denoising step with the number of images that took it.
+    `progress` is called after each forward pass of the denoiser with the number of images that took it.
     """
-    steps = num_steps(sampler, steps, pipe.scheduler)
     drawn = []
     for start in range(0, len(seeds), batch_size):
         batch = seeds[start : start + batch_size]
-        generators = [torch.Generator().manual_seed(seed) for seed in batch]
-        report = partial(_report, progress, len(batch))
-        images = pipe(len(batch), generators, steps, output_type="pt", callback_on_step_end=report).images
+        images = _draw(pipe, batch, sampling, callback_on_step_end=partial(_report, progress, len(batch)))
         drawn.append((images * 255).round().to("cpu", torch.uint8).numpy())
     return np.concatenate(drawn)
 
 
-def _report(progress: Callable[[int], None], images: int, *_: object) -> None:
-    progress(images)
+def passes(pipe: ImageGenerationPipeline, sampling: Sampling) -> int:
+    """Forward passes that an image takes, a guided one counted once."""
+    steps = num_steps(sampling.sampler, sampling.steps, pipe.scheduler)
+    return 2 * steps - 1 if sampling.sampler == "heun" else steps
 
 
 def draw_strip(
-    pipe: ImageGenerationPipeline, seeds: Sequence[int], sampler: str, steps: int | None, columns: int = 10
+    pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Sampling, columns: int = 10
 ) -> np.ndarray:
     """The denoising film strip: uint8 (N, columns, C, H, W), from pure noise to the image, one row a seed."""
-    steps = num_steps(sampler, steps, pipe.scheduler)
+    steps = passes(pipe, sampling)
     columns = min(columns, steps + 1)
     shown = np.linspace(0, steps, columns).round().astype(int)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     size = pipe.unet.config.sample_size
     shape = (pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
     # drawn here as the pipeline would, so that the strip can begin with it
+    generators = _generators(seeds)
     noise = torch.stack([torch.randn(1, *shape, generator=g)[0] for g in generators])
     states = [noise]
 
@@ -91,6 +143,44 @@ def draw_strip(
         if i + 1 in shown:
             states.append(tensors["latents"].cpu())
 
-    pipe(len(seeds), generators, steps, latents=noise, output_type="pt", callback_on_step_end=keep)
+    _draw(pipe, seeds, sampling, generator=generators, latents=noise, callback_on_step_end=keep)
     images = torch.stack(states, dim=1)  # float32 (N, columns, C, H, W)
     return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def _draw(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Sampling, **options) -> torch.Tensor:
+    """Images, float32 (N, C, H, W) in [0, 1]; the pipeline itself is left as it was."""
+    num_classes, label = pipe.config.num_classes, sampling.class_label
+    if label is None and num_classes is not None:
+        label = [seed % num_classes for seed in seeds]
+    drawing = ImageGenerationPipeline(
+        pipe.unet,
+        build_sampler(sampling.sampler, pipe.scheduler),
+        pipe.vae,
+        num_classes,
+        pipe.config.id2label,
+        pipe.config.variance_exponent,
+    )
+    drawing.set_progress_bar_config(disable=True)
+    call = {
+        "batch_size": len(seeds),
+        "class_labels": label,
+        "guidance_scale": sampling.guidance_scale,
+        "guidance_interval": sampling.guidance_interval,
+        "num_inference_steps": num_steps(sampling.sampler, sampling.steps, pipe.scheduler),
+        "generator": _generators(seeds),
+        "eta": sampling.eta,
+        "output_type": "pt",
+    }
+    try:
+        return drawing(**(call | options)).images
+    except ValueError as error:  # of a class that the model does not know, or guidance that it cannot have
+        raise UserError(str(error)) from None
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _report(progress: Callable[[int], None], images: int, *_: object) -> None:
+    progress(images)

@@ -59,11 +59,11 @@ WRONG = [
     ({"train.max_steps": None}, "train.max_steps: is not given, nor is train.epochs; give one of them"),
     (
         {"data.resolution": 28, "model.block_out_channels": [32, 32, 32, 32]},
-        "data.resolution: 28x28 cannot be halved 3 times by the 4 levels of model.block_out_channels; 24 or 32 can",
+        "data.resolution: 28x28 cannot be halved 3 times by the 4 levels of model.kind unet2d; 24 or 32 can",
     ),
     (
         {"model.block_out_channels": [30, 64]},
-        "model.block_out_channels: 30 cannot be split into model.norm_num_groups, 16",
+        "model.block_out_channels: 30 cannot be split by model.norm_num_groups, 16",
     ),
     (
         {"model.attention_resolutions": [16]},
@@ -73,7 +73,7 @@ WRONG = [
     ({"diffusion.beta_start": 0.5}, "diffusion.beta_start: 0.5 must be below diffusion.beta_end, 0.02"),
     (
         {"diffusion.beta_schedule": "squaredcos_cap_v2", "diffusion.beta_end": 0.1},
-        "mean nothing to beta_schedule squaredcos_cap_v2",
+        "means nothing to beta_schedule squaredcos_cap_v2",
     ),
     (
         {"train.warmup_steps": 99999},
@@ -86,6 +86,75 @@ WRONG = [
         {"train.validate_every": 10},
         "train.validate_every: needs images to validate on; set data.held_out, such as 0.02",
     ),
+    # denoisers
+    (
+        {"model.kind": "pang"},
+        "model.kind: 'pang' is not one of unet2d, jones, peng, das, luu, tefiang; did you mean peng?",
+    ),
+    (
+        {"model.kind": "peng", "model.norm_num_groups": 4},
+        "model.norm_num_groups: model.kind peng has no such setting; it has base_channels, time_embed_dim",
+    ),
+    ({"model.kind": "peng", "model.base_channels": 12}, "model.base_channels: 12 must be a multiple of 8"),
+    (
+        {"model.kind": "jones", "data.resolution": 28},
+        "data.resolution: 28x28 cannot be halved 3 times by the 4 levels of model.kind jones; 24 or 32 can",
+    ),
+    (
+        {"model.kind": "das", "model.attention_resolutions": [16]},
+        "model.attention_resolutions: 16 is no feature-map height of this model; it has 8, 4, 2, 1",
+    ),
+    (
+        {"model.kind": "das", "model.base_channels": 12},
+        "model.base_channels: 12 cannot be split by model.norm_num_groups, 8; multiples of it can",
+    ),
+    # noise schedules
+    (
+        {"diffusion.rescale_betas_zero_snr": True},
+        "needs diffusion.prediction_type: v_prediction or sample; of pure noise, epsilon says nothing about the image",
+    ),
+    (
+        {"diffusion.trained_betas": [0.1, 0.2]},
+        "has 2 values, diffusion.num_train_timesteps is 1000; give one a timestep",
+    ),
+    ({"diffusion.trained_betas": [0.1, 1.0]}, "diffusion.trained_betas.1: 1.0 must be less than 1.0"),
+    (
+        {"diffusion.num_train_timesteps": 2, "diffusion.trained_betas": [0.1, 0.2], "diffusion.beta_end": 0.1},
+        "diffusion.beta_end: means nothing to trained_betas; leave it out",
+    ),
+    (
+        {"diffusion.num_train_timesteps": 10, "diffusion.scale_betas": True},
+        "diffusion.scale_betas: makes the last beta 2, which must be below 1; with beta_end 0.02 it can be had from 21",
+    ),
+    # objectives
+    (
+        {"diffusion.variance_type": "learned_range"},
+        "learned_range gets no gradient from diffusion.loss: mse; set diffusion.loss to hybrid or vlb",
+    ),
+    ({"diffusion.loss": "hybrid"}, "hybrid is for diffusion.variance_type: learned_range"),
+    (
+        {"diffusion.variance_exponent": 0.3},
+        "belongs with diffusion.variance_type: fixed_exponent; give both or neither",
+    ),
+    ({"diffusion.variance_type": "fixed_exponent"}, "diffusion.variance_exponent: belongs with"),
+    ({"diffusion.loss": "vlb", "diffusion.min_snr_gamma": 5.0}, "diffusion.min_snr_gamma: weighs L_simple"),
+    ({"diffusion.timestep_sampling": "importance"}, "importance is for diffusion.loss: vlb; leave it out for mse"),
+    ({"diffusion.vlb_weight": 0.01}, "diffusion.vlb_weight: means nothing to diffusion.loss: mse; leave it out"),
+    # labels and guidance
+    ({"condition.dropout": 0.2}, "condition.dropout: needs classes; set condition.num_classes, or leave it out"),
+    (
+        {"sample.guidance_scale": 2.0},
+        "sample.guidance_scale: needs classes; set condition.num_classes, or leave it out",
+    ),
+    (
+        {"condition.num_classes": 10, "condition.dropout": 0.0, "sample.guidance_scale": 2.0},
+        "2 guides away from the null class, which condition.dropout: 0 never trains; set it to 0.1",
+    ),
+    (
+        {"condition.num_classes": 10, "sample.guidance_interval": [5.0, 1.0]},
+        "sample.guidance_interval: [5.0, 1.0] should be two noise levels, the lower one first, from 0 on",
+    ),
+    ({"sample.eta": 0.5}, "sample.eta: is for sample.sampler: ddim; ddpm has no such setting"),
     ({"sample.steps": 2000}, "sample.steps: 2000 is more than diffusion.num_train_timesteps, 1000"),
 ]
 
@@ -96,6 +165,11 @@ def test_a_wrong_recipe_gets_one_line_that_helps(overrides, message):
         load_recipe("quickstart", overrides)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_another_kind_of_denoiser_leaves_the_recipes_own_settings_behind():
+    recipe = load_recipe("quickstart", {"model.kind": "das", "model.base_channels": 16})
+    assert (recipe.model.kind, recipe.model.widths) == ("das", (16, 32, 32, 32))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ def check(recipe: "Recipe") -> None:
     _check_length(recipe)
     _check_learning_rate(recipe)
     _check_precision(recipe)
-    _check_diffusion(recipe)
+    _check_noise_schedule(recipe)
+    _check_objective(recipe)
     _check_denoiser(recipe)
+    _check_condition(recipe)
     _check_sampling(recipe)
     _check_validation(recipe)
     _check_trackers(recipe)
@@ -59,16 +61,66 @@ def _check_precision(recipe: "Recipe") -> None:
         )
 
 
-def _check_diffusion(recipe: "Recipe") -> None:
-    diffusion = recipe.diffusion
-    if diffusion.beta_start >= diffusion.beta_end:
+def _check_noise_schedule(recipe: "Recipe") -> None:
+    diffusion, T = recipe.diffusion, recipe.diffusion.num_train_timesteps
+    betas_have_ends = diffusion.trained_betas is None and diffusion.beta_schedule in (
+        "linear",
+        "scaled_linear",
+        "sigmoid",
+    )
+    named = "trained_betas" if diffusion.trained_betas is not None else f"beta_schedule {diffusion.beta_schedule}"
+    if not betas_have_ends and (given := {"beta_start", "beta_end", "scale_betas"} & diffusion.model_fields_set):
+        raise _contradiction(f"diffusion.{min(given)}", f"means nothing to {named}; leave it out")
+    if diffusion.trained_betas is not None:
+        if "beta_schedule" in diffusion.model_fields_set:
+            raise _contradiction("diffusion.trained_betas", "is given together with a beta_schedule; keep one of them")
+        if len(diffusion.trained_betas) != T:
+            raise _contradiction(
+                "diffusion.trained_betas",
+                f"has {len(diffusion.trained_betas)} values, diffusion.num_train_timesteps is {T}; give one a timestep",
+            )
+    if betas_have_ends and diffusion.beta_start >= diffusion.beta_end:
         raise _contradiction(
             "diffusion.beta_start", f"{diffusion.beta_start} must be below diffusion.beta_end, {diffusion.beta_end}"
         )
-    if diffusion.beta_schedule == "squaredcos_cap_v2" and {"beta_start", "beta_end"} & diffusion.model_fields_set:
+    if diffusion.scale_betas and diffusion.beta_end * 1000 / T >= 1:
         raise _contradiction(
-            "diffusion.beta_start",
-            "and diffusion.beta_end mean nothing to beta_schedule squaredcos_cap_v2; leave them out",
+            "diffusion.scale_betas",
+            f"makes the last beta {diffusion.beta_end * 1000 / T:g}, which must be below 1; with beta_end"
+            f" {diffusion.beta_end} it can be had from {int(diffusion.beta_end * 1000) + 1} timesteps on",
+        )
+    if diffusion.rescale_betas_zero_snr and diffusion.prediction_type == "epsilon":
+        raise _contradiction(
+            "diffusion.rescale_betas_zero_snr",
+            "needs diffusion.prediction_type: v_prediction or sample; of pure noise, epsilon says nothing about the image",
+        )
+
+
+def _check_objective(recipe: "Recipe") -> None:
+    diffusion = recipe.diffusion
+    if (diffusion.variance_type == "fixed_exponent") != (diffusion.variance_exponent is not None):
+        raise _contradiction(
+            "diffusion.variance_exponent", "belongs with diffusion.variance_type: fixed_exponent; give both or neither"
+        )
+    if diffusion.variance_type == "learned_range" and diffusion.loss == "mse":
+        raise _contradiction(
+            "diffusion.variance_type",
+            "learned_range gets no gradient from diffusion.loss: mse; set diffusion.loss to hybrid or vlb",
+        )
+    if diffusion.variance_type != "learned_range" and diffusion.loss == "hybrid":
+        raise _contradiction(
+            "diffusion.loss",
+            "hybrid is for diffusion.variance_type: learned_range; with a fixed variance its L_vlb has no gradient, so take mse",
+        )
+    if "vlb_weight" in diffusion.model_fields_set and diffusion.loss != "hybrid":
+        raise _contradiction("diffusion.vlb_weight", f"means nothing to diffusion.loss: {diffusion.loss}; leave it out")
+    if diffusion.min_snr_gamma is not None and diffusion.loss == "vlb":
+        raise _contradiction(
+            "diffusion.min_snr_gamma", "weighs L_simple; diffusion.loss: vlb has none, so take mse or hybrid"
+        )
+    if diffusion.timestep_sampling == "importance" and diffusion.loss != "vlb":
+        raise _contradiction(
+            "diffusion.timestep_sampling", f"importance is for diffusion.loss: vlb; leave it out for {diffusion.loss}"
         )
 
 
@@ -82,36 +134,60 @@ def _check_denoiser(recipe: "Recipe") -> None:
                 f"model.{given[0]}", "comes from the pipeline that model.pretrained names; leave it out"
             )
         return  # the size is checked against that pipeline's own configuration when it is loaded
-    factor = 2 ** (len(model.block_out_channels) - 1)
+    factor = 2 ** (model.levels - 1)
     if any(side % factor for side in resolution):
         near = sorted({factor * n for side in resolution for n in (side // factor, -(-side // factor)) if n})
         raise _contradiction(
             "data.resolution",
-            f"{_size(resolution)} cannot be halved {len(model.block_out_channels) - 1} times by the {len(model.block_out_channels)} levels of"
-            f" model.block_out_channels; {' or '.join(map(str, near))} can",
+            f"{_size(resolution)} cannot be halved {model.levels - 1} times by the {model.levels} levels of"
+            f" model.kind {model.kind}; {' or '.join(map(str, near))} can",
         )
-    if bad := [c for c in model.block_out_channels if c < 1 or c % model.norm_num_groups]:
+    _check_widths(recipe)
+    heights = [resolution[0] // 2**level for level in range(model.levels)]
+    for name in ("attention_resolutions", "global_context_resolutions"):
+        if unknown := [size for size in getattr(model, name, None) or () if size not in heights]:
+            raise _contradiction(
+                f"model.{name}",
+                f"{unknown[0]} is no feature-map height of this model; it has {', '.join(map(str, heights))}",
+            )
+
+
+def _check_widths(recipe: "Recipe") -> None:
+    model = recipe.model
+    key = "model.block_out_channels" if hasattr(model, "block_out_channels") else "model.base_channels"
+    if any(width < 1 for width in model.widths):
+        raise _contradiction(key, f"{min(model.widths)} must be positive")
+    for name in ("norm_num_groups", "attention_head_dim"):
+        divisor = getattr(model, name, None)
+        if divisor and (bad := [c for c in model.widths if c % divisor]):
+            raise _contradiction(key, f"{bad[0]} cannot be split by model.{name}, {divisor}; multiples of it can")
+
+
+def _check_condition(recipe: "Recipe") -> None:
+    condition, sample = recipe.condition, recipe.sample
+    if condition.num_classes is None:
+        for section, name in (("condition", "dropout"), ("sample", "guidance_scale"), ("sample", "guidance_interval")):
+            if name in getattr(recipe, section).model_fields_set:
+                raise _contradiction(f"{section}.{name}", "needs classes; set condition.num_classes, or leave it out")
+    elif sample.guidance_scale != 1 and condition.dropout == 0:
         raise _contradiction(
-            "model.block_out_channels",
-            f"{bad[0]} cannot be split into model.norm_num_groups, {model.norm_num_groups}; multiples of it can",
+            "sample.guidance_scale",
+            f"{sample.guidance_scale:g} guides away from the null class, which condition.dropout: 0 never trains; set it to 0.1",
         )
-    heights = [resolution[0] // 2**level for level in range(len(model.block_out_channels))]
-    if unknown := [size for size in model.attention_resolutions if size not in heights]:
-        raise _contradiction(
-            "model.attention_resolutions",
-            f"{unknown[0]} is no feature-map height of this model; it has {', '.join(map(str, heights))}",
-        )
-    if model.attention_head_dim and (bad := [c for c in model.block_out_channels if c % model.attention_head_dim]):
-        raise _contradiction(
-            "model.attention_head_dim",
-            f"{model.attention_head_dim} does not divide {bad[0]} of model.block_out_channels",
-        )
+    if sample.guidance_interval is not None:
+        low, high = sample.guidance_interval
+        if not 0 <= low < high:
+            raise _contradiction(
+                "sample.guidance_interval", f"{[low, high]} should be two noise levels, the lower one first, from 0 on"
+            )
 
 
 def _check_sampling(recipe: "Recipe") -> None:
-    T = recipe.diffusion.num_train_timesteps
-    if recipe.sample.steps is not None and recipe.sample.steps > T:
-        raise _contradiction("sample.steps", f"{recipe.sample.steps} is more than diffusion.num_train_timesteps, {T}")
+    T, sample = recipe.diffusion.num_train_timesteps, recipe.sample
+    if sample.steps is not None and sample.steps > T:
+        raise _contradiction("sample.steps", f"{sample.steps} is more than diffusion.num_train_timesteps, {T}")
+    if sample.eta and sample.sampler != "ddim":
+        raise _contradiction("sample.eta", f"is for sample.sampler: ddim; {sample.sampler} has no such setting")
 
 
 def _check_validation(recipe: "Recipe") -> None:

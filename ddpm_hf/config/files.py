@@ -97,6 +97,10 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         if settings is not None and not isinstance(settings, dict):
             raise UserError(f"{file}: {section}: should be a section with settings indented below it, not {settings!r}")
     tree = {section: dict(settings or {}) for section, settings in tree.items()}
+    model = tree.setdefault("model", {})
+    model.setdefault("kind", "unet2d")
+    if (overrides or {}).get("model.kind", model["kind"]) != model["kind"]:
+        model.clear()  # the settings of another kind of denoiser
     for key, value in (overrides or {}).items():
         section, _, name = key.partition(".")
         tree.setdefault(section, {})[name] = value
@@ -122,9 +126,24 @@ def dump_recipe(recipe: Recipe) -> str:
     tree = recipe.model_dump(mode="json")
     if recipe.model.pretrained is not None:
         tree["model"] = {name: tree["model"][name] for name in ("kind", "pretrained")}
-    if recipe.diffusion.beta_schedule == "squaredcos_cap_v2":
-        del tree["diffusion"]["beta_start"], tree["diffusion"]["beta_end"]
+    for section, name in _meaningless(recipe):
+        del tree[section][name]
     return yaml.dump(tree, Dumper=_YamlDumper, sort_keys=False, default_flow_style=None, width=120)
+
+
+def _meaningless(recipe: Recipe) -> list[tuple[str, str]]:
+    """Settings that the others leave without a meaning, which a recipe must not give."""
+    diffusion, found = recipe.diffusion, []
+    if diffusion.trained_betas is not None:
+        found += ["beta_schedule"]
+    if diffusion.trained_betas is not None or diffusion.beta_schedule in ("squaredcos_cap_v2", "sigmoid_alpha_bar"):
+        found += ["beta_start", "beta_end", "scale_betas"]
+    if diffusion.loss != "hybrid":
+        found += ["vlb_weight"]
+    found = [("diffusion", name) for name in found]
+    if recipe.condition.num_classes is None:
+        found += [("condition", "dropout"), ("sample", "guidance_scale"), ("sample", "guidance_interval")]
+    return found
 
 
 def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:

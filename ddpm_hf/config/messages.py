@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from ddpm_hf.config.sections import Recipe, setting_keys
+from ddpm_hf.config.sections import Recipe, section_kinds, setting_keys
 
 _SHOULD_BE = {
     "int_type": "should be a whole number",
@@ -20,7 +20,14 @@ _SHOULD_BE = {
     "model_type": "should be a section with settings below it",
     "missing": "is missing",
 }
-_LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "min_length": "of length at least"}
+_LIMITS = {
+    "ge": "at least",
+    "gt": "more than",
+    "le": "at most",
+    "lt": "less than",
+    "min_length": "of length at least",
+    "multiple_of": "a multiple of",
+}
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -35,7 +42,10 @@ def _plain(value: Any) -> str:
 
 def explain(error: ErrorDetails) -> str:
     """One of Pydantic's findings as `key: what is wrong; what would be right`."""
-    key = ".".join(map(str, error["loc"]))
+    where = list(error["loc"])
+    if where[:1] == ["model"] and len(where) > 1:
+        denoiser = where.pop(1)  # Pydantic's mark of the union's member
+    key = ".".join(map(str, where))
     given, kind, context = error["input"], error["type"], error.get("ctx", {})
     if kind == "contradiction":
         return f"{context['key']}: {context['text']}"
@@ -44,7 +54,14 @@ def explain(error: ErrorDetails) -> str:
         if not section:
             return f"{key}: no such section{did_you_mean(name, list(Recipe.model_fields))}"
         keys = list(setting_keys())
+        if key in keys:  # of another kind of denoiser
+            kind = next(k for k in section_kinds("model") if k.model_fields["kind"].default == denoiser)
+            theirs = ", ".join(n for n in kind.model_fields if n not in ("kind", "pretrained"))
+            return f"{key}: model.kind {denoiser} has no such setting; it has {theirs}"
         return f"{key}: no such setting{did_you_mean(key, keys)}"
+    if kind == "union_tag_invalid":
+        choices = [c.strip("' ") for c in context["expected_tags"].split(",")]
+        return f"model.kind: {_plain(context['tag'])} is not one of {', '.join(choices)}{did_you_mean(str(context['tag']), choices)}"
     if kind == "missing":
         field = setting_keys().get(key)
         return f"{key}: is missing" + (f"; it is {field.description}" if field else "; a recipe needs it")

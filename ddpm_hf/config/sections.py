@@ -1,20 +1,12 @@
 """Every setting: its type, range, default and meaning."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from ddpm_hf.config.base import Section, setting
 from ddpm_hf.config.checks import check
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def setting(default: Any, meaning: str, *, may_change: bool = False, **limits: Any) -> Any:
-    """One setting. `may_change` marks what a resumed run may set otherwise: it cannot alter a result already reached."""
-    return Field(default, description=meaning, json_schema_extra={"may_change": may_change}, **limits)
-
+from ddpm_hf.config.denoisers import Model, UNet2D
 
 Size = Annotated[
     tuple[int, int], BeforeValidator(lambda v: (v, v) if isinstance(v, int) else tuple(v) if isinstance(v, list) else v)
@@ -57,31 +49,54 @@ class Data(Section):
     workers: int = setting(0, "processes that read batches; 0 reads in the training process", ge=0, may_change=True)
 
 
-class UNet2D(Section):
-    kind: Literal["unet2d"] = setting("unet2d", "Diffusers' UNet2DModel, built as in the DDPM paper")
-    pretrained: str | None = setting(
-        None, "start from the denoiser of this pipeline (Hub id or folder), architecture included"
+class Condition(Section):
+    num_classes: int | None = setting(
+        None, "classes of the labels that the denoiser is told; not given: unconditional, labels are ignored", ge=1
     )
-    block_out_channels: tuple[int, ...] = setting(
-        (128, 256, 256, 256), "channels of each level; each further level halves the image", min_length=1
+    dropout: float = setting(
+        0.1, "share of labels replaced by the null class, so that guidance has both predictions", ge=0, lt=1
     )
-    layers_per_block: int = setting(2, "residual blocks a level", ge=1)
-    attention_resolutions: tuple[int, ...] = setting((16,), "feature-map heights that get self-attention")
-    attention_head_dim: int | None = setting(None, "channels of an attention head; one head if not given", ge=1)
-    norm_num_groups: int = setting(32, "groups of each group normalisation", ge=1)
-    dropout: float = setting(0.0, "dropout in the residual blocks", ge=0, lt=1)
 
 
 class Diffusion(Section):
     num_train_timesteps: int = setting(1000, "T, the number of noise levels", ge=2)
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = setting(
-        "linear", "noise schedule; squaredcos_cap_v2 is Nichol & Dhariwal's cosine and sets its own betas"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "sigmoid_alpha_bar"] = setting(
+        "linear",
+        "noise schedule; squaredcos_cap_v2 is Nichol & Dhariwal's cosine; sigmoid rises between beta_start and beta_end;"
+        " sigmoid_alpha_bar is Jabri et al.'s, where alpha bar falls along a sigmoid",
     )
     beta_start: float = setting(1e-4, "variance of the first noising step", gt=0, lt=1)
     beta_end: float = setting(0.02, "variance of the last noising step", gt=0, lt=1)
-    prediction_type: Literal["epsilon"] = setting("epsilon", "what the denoiser predicts: the noise")
-    variance_type: Literal["fixed_small", "fixed_large"] = setting(
-        "fixed_small", "variance of the reverse step: the posterior's (beta tilde) or beta (DDPM, section 3.2)"
+    scale_betas: bool = setting(
+        False, "multiply beta_start and beta_end by 1000 / T, so that few timesteps end in noise as 1,000 do"
+    )
+    trained_betas: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = setting(
+        None, "the variance of every noising step, instead of a beta_schedule"
+    )
+    rescale_betas_zero_snr: bool = setting(
+        False, "shift the schedule so that the last timestep is pure noise (Lin et al. 2024); not with epsilon"
+    )
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = setting(
+        "epsilon", "what the denoiser predicts: the noise, x_0, or v (Salimans & Ho 2022)"
+    )
+    variance_type: Literal["fixed_small", "fixed_large", "fixed_exponent", "learned_range"] = setting(
+        "fixed_small",
+        "variance of the reverse step: the posterior's (beta tilde), beta (DDPM, section 3.2), between the two by"
+        " variance_exponent (Ho & Salimans 2022), or learned (Nichol & Dhariwal 2021)",
+    )
+    variance_exponent: float | None = setting(
+        None, "v of fixed_exponent: 0 is the posterior's variance, 1 is beta", ge=0, le=1
+    )
+    loss: Literal["mse", "hybrid", "vlb"] = setting(
+        "mse", "L_simple; L_simple + vlb_weight * L_vlb; or L_vlb, the variational bound, in bits per dimension"
+    )
+    vlb_weight: float = setting(0.001, "weight of L_vlb in the hybrid loss (Nichol & Dhariwal 2021, equation 16)", gt=0)
+    min_snr_gamma: float | None = setting(
+        None, "weigh timesteps by min(SNR, gamma), for the predicted x_0 (Hang et al. 2023); 5 is theirs", gt=0
+    )
+    timestep_sampling: Literal["uniform", "importance"] = setting(
+        "uniform",
+        "how training draws t; importance: by the size of recent L_vlb terms (Nichol & Dhariwal, equation 18)",
     )
 
 
@@ -134,15 +149,30 @@ class Train(Section):
 class EMA(Section):
     decay: float = setting(0.9999, "decay of the weights' exponential moving average, an update", ge=0, lt=1)
     warmup: bool = setting(True, "start with the smaller decay (1 + n) / (10 + n) after n updates")
+    warmup_power: float | None = setting(
+        None, "instead warm up as 1 - (1 + s)^-power, s optimizer steps after start_step", gt=0, le=1
+    )
+    start_step: int = setting(0, "optimizer steps for which the average is the weights themselves", ge=0)
     update_every: int = setting(1, "optimizer steps between updates", ge=1)
 
 
 class Sample(Section):
-    sampler: Literal["ddpm", "ddim"] = setting(
-        "ddpm", "ancestral sampling (DDPM, algorithm 2) or deterministic DDIM", may_change=True
+    sampler: Literal["ddpm", "ddim", "dpmsolver++", "unipc", "heun"] = setting(
+        "ddpm",
+        "ancestral sampling (DDPM, algorithm 2), DDIM, DPM-Solver++(2M), UniPC, or Heun's method",
+        may_change=True,
     )
     steps: int | None = setting(
-        None, "denoising steps; if not given, T for ddpm and 50 for ddim", ge=1, may_change=True
+        None, "denoising steps; if not given, T for ddpm and 50 for the others", ge=1, may_change=True
+    )
+    eta: float = setting(
+        0.0, "noise of each ddim step: 0 is deterministic, 1 as much as ddpm", ge=0, le=1, may_change=True
+    )
+    guidance_scale: float = setting(
+        1.0, "s of classifier-free guidance, uncond + s (cond - uncond); 1 is off; w = s - 1", ge=0, may_change=True
+    )
+    guidance_interval: tuple[float, float] | None = setting(
+        None, "guide only between these two noise levels sigma = sqrt((1 - alpha_bar) / alpha_bar)", may_change=True
     )
     num_images: int = setting(64, "images in the grid that is drawn during training", ge=1, may_change=True)
     batch_size: int = setting(64, "images drawn at once by a process", ge=1, may_change=True)
@@ -165,7 +195,8 @@ class Recipe(Section):
 
     run: Run = Run()
     data: Data
-    model: UNet2D = UNet2D()
+    model: Model = UNet2D()
+    condition: Condition = Condition()
     diffusion: Diffusion = Diffusion()
     train: Train = Train()
     ema: EMA = EMA()
@@ -178,8 +209,17 @@ class Recipe(Section):
         return self
 
 
+def section_kinds(section: str) -> tuple[type[Section], ...]:
+    """The class of a section; of `model`, one for each kind of denoiser."""
+    annotation = Recipe.model_fields[section].annotation
+    return get_args(annotation) or (annotation,)
+
+
 def setting_keys() -> dict[str, Any]:
-    """Every setting's dotted key and its field."""
-    return {
-        f"{s}.{n}": f for s, section in Recipe.model_fields.items() for n, f in section.annotation.model_fields.items()
-    }
+    """Every setting's dotted key and its field; where kinds of denoisers share a key, the first's."""
+    keys = {}
+    for section in Recipe.model_fields:
+        for kind in section_kinds(section):
+            for name, field in kind.model_fields.items():
+                keys.setdefault(f"{section}.{name}", field)
+    return keys

@@ -8,6 +8,7 @@ import torch
 from ddpm_hf.config import Data
 from ddpm_hf.data.images import center_crop
 from ddpm_hf.data.store import PreparedStore
+from ddpm_hf.errors import UserError
 
 Batch = dict[str, torch.Tensor]
 
@@ -60,6 +61,23 @@ class TrainingImages(torch.utils.data.Dataset):
     def _batch(self, images: np.ndarray, indices: Sequence[int]) -> Batch:
         labels = self.store.labels[np.asarray(indices, np.int64)]
         return {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)}
+
+
+def check_labels(store: PreparedStore, num_classes: int | None) -> None:
+    """Raises `UserError` where the images' labels are not those that a conditional model is made for."""
+    if num_classes is None:
+        return
+    if store.class_names is None or (store.labels < 0).any():
+        missing = "none" if store.class_names is None else f"{(store.labels < 0).sum()} without"
+        raise UserError(
+            f"condition.num_classes: {num_classes} classes need a label for every image, and data.source has {missing};"
+            " leave condition out for an unconditional model, or name data.label_column"
+        )
+    if len(store.class_names) != num_classes:
+        raise UserError(
+            f"condition.num_classes: {num_classes} is not the number of classes in data.source, {len(store.class_names)}:"
+            f" {', '.join(map(str, store.class_names[:10]))}{', ...' if len(store.class_names) > 10 else ''}"
+        )
 
 
 def is_flipped(draw: int) -> bool:

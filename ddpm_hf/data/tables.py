@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ddpm_hf.config import Data
 from ddpm_hf.data.base import Example, Source, identify, missing_split, scan
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import UnreachableError, UserError
 
 if TYPE_CHECKING:
     import datasets
@@ -60,7 +60,7 @@ class TableSource(Source):
                 return datasets.load_from_disk(**self._where)
             splits = datasets.load_dataset(self._path, **self._where)
         except ConnectionError as error:
-            raise UserError(
+            raise UnreachableError(
                 f"data.source: the Hub cannot be reached for {data.source} ({_first_line(error)}); name a local folder instead"
             ) from None
         except DatasetNotFoundError:

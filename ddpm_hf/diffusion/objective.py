@@ -1,4 +1,4 @@
-"""The training objective: DDPM's L_simple (Ho et al. 2020, equation 14)."""
+"""The training objective: what one batch is asked, and how wrong the answer is."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -6,34 +6,120 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from diffusers import DDPMScheduler
 
+from ddpm_hf.config import Condition, Diffusion
+from ddpm_hf.diffusion.likelihood import log_variance_of, vlb_term
+from ddpm_hf.diffusion.process import DiffusionProcess
+from ddpm_hf.diffusion.timesteps import ImportanceTimesteps, UniformTimesteps
 
-class NoisePrediction:
-    """Mean squared error between the noise and the denoiser's prediction of it."""
+Autocast = Callable[[], AbstractContextManager]
 
-    def __init__(self, scheduler: DDPMScheduler, device: torch.device) -> None:
-        # equation 4 in float64, cast once: a float32 product is off by 1e-4 where 1 - alpha_bar is small
-        alpha_bar = torch.cumprod(1 - scheduler.betas.double(), dim=0)
-        self.signal = alpha_bar.sqrt().float().to(device)  # sqrt(alpha_bar_t), (T,)
-        self.noise = (1 - alpha_bar).sqrt().float().to(device)  # sqrt(1 - alpha_bar_t), (T,)
+
+class Objective:
+    """Algorithm 1, lines 3 to 5 (Ho et al. 2020), for any prediction type, variance and loss of the recipe.
+
+    `gather` joins a tensor (N, ...) of all processes, for what they have to share. Only the denoiser runs under
+    `autocast`; the rest is computed in `dtype`.
+    """
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        condition: Condition,
+        scheduler: DDPMScheduler,
+        device: torch.device,
+        gather: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.diffusion, self.condition = diffusion, condition
+        self.process = DiffusionProcess(scheduler.betas, device, dtype)
+        self.uniform = UniformTimesteps(self.process.T, device)
+        importance = diffusion.timestep_sampling == "importance"
+        self.timesteps = ImportanceTimesteps(self.process.T, device, gather) if importance else self.uniform
 
     def __call__(
         self,
         denoiser: Callable,
         x0: torch.Tensor,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        labels: torch.Tensor | None = None,
+        autocast: Autocast = nullcontext,
     ) -> torch.Tensor:
-        """Algorithm 1, lines 3 to 5, for one batch.
+        """Each image's training loss, (N,).
 
-        `x0`: float32 (N, C, H, W) in [-1, 1]. Draws from torch's default generators, which the caller seeds.
-        Returns each image's loss, float32 (N,). Only the denoiser runs under `autocast`.
+        `x0`: (N, C, H, W) in [-1, 1]; `labels`: int64 (N,), of a conditional model. Draws from torch's default
+        generators, which the caller seeds.
         """
-        # line 3: t ~ Uniform({0, ..., T-1}), int64 (N,)
-        t = torch.randint(len(self.signal), (len(x0),), device=x0.device)
-        # line 4: epsilon ~ N(0, I), float32 (N, C, H, W)
+        # line 3: t ~ Uniform({0, ..., T-1}), int64 (N,); or by importance, with weights
+        t, weight = self.timesteps.draw(len(x0))
+        # line 4: epsilon ~ N(0, I), (N, C, H, W)
         epsilon = torch.randn_like(x0)
-        # x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon
-        x_t = self.signal[t].view(-1, 1, 1, 1) * x0 + self.noise[t].view(-1, 1, 1, 1) * epsilon
-        # line 5: || epsilon - epsilon_theta(x_t, t) ||^2
+        if self.condition.num_classes is not None:
+            # the null class for some (Ho & Salimans 2022, algorithm 1), drawn for each image
+            dropped = torch.rand(len(x0), device=x0.device) < self.condition.dropout
+            labels = torch.where(dropped, self.condition.num_classes, labels)
+        # line 5
+        loss = self.loss_at(denoiser, x0, t, epsilon, labels, autocast)
+        self.timesteps.observe(t, loss.detach())
+        return weight.to(loss.dtype) * loss
+
+    def validation(
+        self,
+        denoiser: Callable,
+        x0: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        autocast: Autocast = nullcontext,
+    ) -> torch.Tensor:
+        """The same loss, (N,), at uniform timesteps, with every label and without learning from what it sees."""
+        t, _ = self.uniform.draw(len(x0))
+        return self.loss_at(denoiser, x0, t, torch.randn_like(x0), labels, autocast)
+
+    def loss_at(
+        self,
+        denoiser: Callable,
+        x0: torch.Tensor,
+        t: torch.Tensor,
+        epsilon: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        autocast: Autocast = nullcontext,
+    ) -> torch.Tensor:
+        """The loss (N,) at the timesteps `t` (N,) with the noise `epsilon` (N, C, H, W)."""
+        process, kind = self.process, self.diffusion.prediction_type
+        x_t = process.q_sample(x0, t, epsilon)
         with autocast():
-            prediction = denoiser(x_t, t).sample
-        return (prediction.float() - epsilon).square().mean(dim=(1, 2, 3))
+            if self.condition.num_classes is None:
+                output = denoiser(x_t, t).sample
+            else:
+                output = denoiser(x_t, t, class_labels=labels).sample
+        output = output.to(x0.dtype)
+        if self.diffusion.variance_type == "learned_range":
+            prediction, variance = output.chunk(2, dim=1)
+            fraction = (variance + 1) / 2  # the network gives v of equation 15 as [-1, 1]
+        else:
+            prediction, fraction = output, self.fixed_fraction
+        if self.diffusion.loss == "mse":
+            return self._mse(prediction, x0, t, epsilon)
+        log_variance = log_variance_of(process, t, fraction)
+        if self.diffusion.loss == "vlb":
+            predicted_x0 = process.to_x0(kind, prediction, x_t, t)
+            return process.T * vlb_term(process, x0, x_t, t, predicted_x0, log_variance)
+        # L_hybrid = L_simple + lambda L_vlb, where L_vlb learns the variance alone (Nichol & Dhariwal 2021, section 3.1)
+        predicted_x0 = process.to_x0(kind, prediction.detach(), x_t, t)
+        vlb = process.T * vlb_term(process, x0, x_t, t, predicted_x0, log_variance)
+        return self._mse(prediction, x0, t, epsilon) + self.diffusion.vlb_weight * vlb
+
+    @property
+    def fixed_fraction(self) -> float:
+        """Where a variance that is not learned lies between beta tilde (0) and beta (1), in logarithms."""
+        exponent = self.diffusion.variance_exponent
+        return {"fixed_small": 0.0, "fixed_large": 1.0, "fixed_exponent": exponent}[self.diffusion.variance_type]
+
+    def _mse(self, prediction: torch.Tensor, x0: torch.Tensor, t: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
+        """L_simple (Ho et al. 2020, equation 14), in what is predicted; weighted by min-SNR where asked."""
+        kind = self.diffusion.prediction_type
+        target = self.process.target(kind, x0, t, epsilon)
+        error = (prediction - target).square().mean(dim=(1, 2, 3))
+        if (gamma := self.diffusion.min_snr_gamma) is None:
+            return error
+        # the weight of x_0's error, min(SNR, gamma), over what this error is in x_0's terms (Hang et al. 2023, section 3.4)
+        snr = self.process.snr[t]
+        in_x0 = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1}[kind]
+        return snr.clamp(max=gamma) / in_x0 * error

@@ -1,21 +1,48 @@
 """From a sampler's name to a Diffusers scheduler on the schedule that the model was trained with."""
 
-from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 
 from ddpm_hf.errors import UserError
 
-SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}
+SAMPLERS = {
+    "ddpm": DDPMScheduler,
+    "ddim": DDIMScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,  # second order, multistep: 2M
+    "unipc": UniPCMultistepScheduler,
+    "heun": HeunDiscreteScheduler,  # two forward passes a step, but for the last
+}
 
 
 def build_sampler(name: str, trained: SchedulerMixin) -> SchedulerMixin:
     """A fresh scheduler (they hold state) with the betas, prediction type and clipping of `trained`."""
     if name not in SAMPLERS:
         raise UserError(f"{name!r} is no sampler; choose from {', '.join(SAMPLERS)}")
-    return SAMPLERS[name].from_config(trained.config, timestep_spacing="trailing")
+    config = {**trained.config, "timestep_spacing": "trailing"}
+    config.pop("_use_default_values", None)  # in memory alone: what a saved model says must mean the same
+    if name != "ddpm":
+        config.pop("variance_type", None)  # their steps have no variance to choose; DPM-Solver would cut channels
+    if name in ("dpmsolver++", "unipc") and config.get("clip_sample") and config.get("clip_sample_range", 1.0) == 1.0:
+        config["thresholding"] = (
+            True  # their way to clip x_0: with a maximum of 1 the dynamic threshold is the plain one
+        )
+    if name == "heun" and config.get("rescale_betas_zero_snr"):
+        # it has no such setting, and divides by sqrt(alpha_bar): as the other solvers do, nearly zero instead of zero
+        betas = trained.betas.double()
+        alpha_bar = (1 - betas).cumprod(dim=0)
+        betas[-1] = 1 - 2**-24 / alpha_bar[-2]
+        config["trained_betas"] = betas.tolist()
+    return SAMPLERS[name].from_config(config)
 
 
 def num_steps(name: str, steps: int | None, trained: SchedulerMixin) -> int:
-    """The number of denoising steps: as asked, else every timestep for ddpm and 50 for ddim."""
+    """The number of denoising steps: as asked, else every timestep for ddpm and 50 for the others."""
     T = trained.config.num_train_timesteps
     if steps is None:
         return T if name == "ddpm" else min(50, T)

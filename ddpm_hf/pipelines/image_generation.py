@@ -1,75 +1,214 @@
 """Images from noise: the reverse process, DDPM (Ho et al. 2020) algorithm 2 and what succeeded it.
 
-Stands alone: torch and diffusers only.
+Pixels and latents, unconditional and class-conditional, any of Diffusers' schedulers. Stands alone: torch and diffusers.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    ModelMixin,
+    SchedulerMixin,
+)
 from diffusers.utils.torch_utils import randn_tensor
 
 
 class ImageGenerationPipeline(DiffusionPipeline):
-    """Draws images with a denoiser and a scheduler."""
+    """Draws images with a denoiser and a scheduler, and an autoencoder where the denoiser works on latents.
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin) -> None:
+    `num_classes`: of a class-conditional denoiser, whose null class has this id; None for an unconditional one.
+    `id2label`: the classes' names by their ids as text, {"0": "cat"}.
+    `variance_exponent`: of DDPM's reverse step, between its bounds: 0 is the posterior's variance, 1 is beta (Ho &
+    Salimans 2022); for a denoiser that does not learn it, with a scheduler of variance type "learned_range".
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["vae"]  # noqa: RUF012  Diffusers' own form
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        vae: AutoencoderKL | None = None,
+        num_classes: int | None = None,
+        id2label: dict[str, str] | None = None,
+        variance_exponent: float | None = None,
+    ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self.register_to_config(num_classes=num_classes, id2label=id2label, variance_exponent=variance_exponent)
 
     @torch.no_grad()
     def __call__(
         self,
         batch_size: int = 1,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        num_inference_steps: int = 1000,
         latents: torch.Tensor | None = None,
+        eta: float = 0.0,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[DiffusionPipeline, int, torch.Tensor, dict], None] | None = None,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], None] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """
+        `class_labels`: an id or a name for all, or a list with one an image; None draws from the null class.
+        `guidance_scale`: s of uncond + s (cond - uncond); 1 is off, and then there is no second prediction. The papers'
+        weight is w = s - 1.
+        `guidance_interval`: two noise levels sigma = sqrt((1 - alpha_bar) / alpha_bar) between which to guide; all if None.
+        `num_inference_steps`: every timestep for DDPM, 50 for other schedulers, if not given.
         `generator`: one, or a list with one an image; then an image does not depend on its batch.
         `latents`: the noise to start from, (N, C, H, W); drawn if not given.
-        `output_type`: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W), floats in [0, 1].
-        `callback_on_step_end(pipe, i, t, {"latents": x})` sees every state of the reverse process.
+        `eta`: noise of DDIM's steps, 0 to 1.
+        `output_type`: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W), floats in [0, 1]; "latent", what the denoiser made,
+        not decoded, (N, C, H, W).
+        `callback_on_step_end(pipe, i, t, {"latents": x})` sees every state of the reverse process, (N, C, H, W), as the
+        denoiser sees it.
         """
-        size = self.unet.config.sample_size
-        shape = (batch_size, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        shape = (batch_size, self.unet.config.in_channels, *self._sample_size())
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators for a batch of {batch_size}; give one, or one an image")
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type {output_type!r} is not one of pil, np, pt")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type {output_type!r} is not one of pil, np, pt, latent")
+        labels = self._label_ids(class_labels, batch_size)  # int64 (N,), None for an unconditional denoiser
+        if class_labels is None and guidance_scale != 1:
+            raise ValueError(f"guidance_scale {guidance_scale} needs class_labels to guide towards")
+
+        scheduler, timesteps = self._prepare_scheduler(num_inference_steps)
         # 1. x_T ~ N(0, I); noise stays float32, whatever the denoiser's precision
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
+            latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         elif latents.shape != shape:
             raise ValueError(f"latents of shape {tuple(latents.shape)}; this model and batch need {shape}")
-        x = latents.to(self.device, torch.float32)
+        x = latents.to(self._execution_device, torch.float32) * scheduler.init_noise_sigma
 
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
-        timesteps = self.scheduler.timesteps.tolist()
-        noise = {} if isinstance(self.scheduler, DDIMScheduler) else {"generator": generator}
+        accepted = inspect.signature(scheduler.step).parameters
+        options = {k: v for k, v in {"generator": generator, "eta": eta}.items() if k in accepted}
         for i, t in enumerate(self.progress_bar(timesteps)):
-            # 2. epsilon_theta(x_t, t)
-            prediction = self.unet(x.to(self.unet.dtype), t).sample.float()
+            # 2. what the denoiser predicts of x_t: noise, x_0 or v
+            guides = guidance_scale != 1 and _is_within(guidance_interval, scheduler, t)
+            prediction = self._predict(scheduler.scale_model_input(x, t), t, labels, guidance_scale if guides else 1.0)
+            prediction = self._with_variance(prediction, scheduler)
             # 3. x_t to its predecessor; the last of them is x_0, where Diffusers' DDPM would still add noise if t > 0
             last = i + 1 == len(timesteps)
-            if isinstance(self.scheduler, DDIMScheduler):
-                _step_back_to(self.scheduler, t, -1 if last else timesteps[i + 1])
-            step = self.scheduler.step(prediction, t, x, **noise)
-            x = step.pred_original_sample if last else step.prev_sample
+            if isinstance(scheduler, DDIMScheduler):
+                _step_back_to(scheduler, t, -1 if last else timesteps[i + 1])
+            step = scheduler.step(prediction, t, x, **options)
+            x = step.pred_original_sample if last and isinstance(scheduler, _ENDS_IN_X0) else step.prev_sample
             if callback_on_step_end is not None:
-                callback_on_step_end(self, i, t, {"latents": x})
+                seen = x if last else scheduler.scale_model_input(x, timesteps[i + 1])
+                callback_on_step_end(self, i, t, {"latents": seen})
 
-        images = (x / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            images = images.cpu().permute(0, 2, 3, 1).numpy()
-        if output_type == "pil":
-            images = self.numpy_to_pil(images)
+        images = x if output_type == "latent" else self._decode(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _sample_size(self) -> tuple[int, int]:
+        size = self.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def _label_ids(self, class_labels, batch_size: int) -> torch.Tensor | None:
+        num_classes = self.config.num_classes
+        if num_classes is None:
+            if class_labels is not None:
+                raise ValueError("class_labels given to an unconditional model; leave them out")
+            return None
+        if class_labels is None:
+            class_labels = [num_classes] * batch_size  # the null class
+        elif isinstance(class_labels, (int, str)):
+            class_labels = [self._label_id(class_labels)] * batch_size
+        else:
+            given = class_labels.tolist() if isinstance(class_labels, torch.Tensor) else list(class_labels)
+            class_labels = [self._label_id(label) for label in given]
+        if len(class_labels) != batch_size:
+            raise ValueError(f"{len(class_labels)} class_labels for a batch of {batch_size}; give one, or one an image")
+        return torch.tensor(class_labels, device=self._execution_device)
+
+    def _label_id(self, label: int | str) -> int:
+        """The id of a class from its id or its name."""
+        num_classes, names = self.config.num_classes, self.config.id2label or {}
+        if isinstance(label, str):
+            found = [int(i) for i, name in names.items() if name == label]
+            if not found:
+                known = ", ".join(list(names.values())[:20]) or f"ids 0 to {num_classes - 1}"
+                raise ValueError(f"no class is named {label!r}; this model knows {known}")
+            return found[0]
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label <= num_classes:
+            raise ValueError(
+                f"class {label!r} is not one of the ids 0 to {num_classes - 1}, nor {num_classes}, the null class"
+            )
+        return label
+
+    def _prepare_scheduler(self, num_inference_steps: int | None) -> tuple[SchedulerMixin, list[int | float]]:
+        """A scheduler of this call's own, since they hold state, and its timesteps."""
+        config = dict(self.scheduler.config)
+        if not isinstance(self.scheduler, DDPMScheduler):
+            config["variance_type"] = None  # the halves are split here; DPM-Solver would cut channels once more
+        scheduler = type(self.scheduler).from_config(config)
+        if num_inference_steps is None:
+            T = scheduler.config.num_train_timesteps
+            num_inference_steps = T if isinstance(scheduler, DDPMScheduler) else min(50, T)
+        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        within = scheduler.timesteps >= 0
+        if not within.all():  # Diffusers' spacing may round to a timestep too many, -1: of 100 timesteps 97, for one
+            scheduler.timesteps = scheduler.timesteps[within]
+            if hasattr(scheduler, "sigmas"):
+                scheduler.sigmas = torch.cat([scheduler.sigmas[:-1][within.cpu()], scheduler.sigmas[-1:]])
+        return scheduler, scheduler.timesteps.tolist()
+
+    def _predict(self, x: torch.Tensor, t: int | float, labels: torch.Tensor | None, scale: float) -> torch.Tensor:
+        """The denoiser's output, float32 (N, C or 2C, H, W); guided (Ho & Salimans 2022, equation 6) if `scale` is not 1."""
+        x = x.to(self.unet.dtype)
+        if labels is None:
+            return self.unet(x, t).sample.float()
+        if scale == 1:
+            return self.unet(x, t, class_labels=labels).sample.float()
+        null = torch.full_like(labels, self.config.num_classes)
+        both = self.unet(torch.cat([x, x]), t, class_labels=torch.cat([null, labels])).sample.float()
+        unconditional, conditional = both.chunk(2)
+        channels = x.shape[1]  # what follows them, a learned variance, is the conditional one's
+        guided = unconditional[:, :channels] + scale * (conditional[:, :channels] - unconditional[:, :channels])
+        return torch.cat([guided, conditional[:, channels:]], dim=1)
+
+    def _with_variance(self, prediction: torch.Tensor, scheduler: SchedulerMixin) -> torch.Tensor:
+        """The prediction with as many channels as the scheduler's step takes."""
+        channels = self.unet.config.in_channels
+        if not (isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"):
+            return prediction[:, :channels]  # only DDPM's step has a use for a variance
+        if self.config.variance_exponent is not None:
+            return torch.cat([prediction, torch.full_like(prediction, 2 * self.config.variance_exponent - 1)], dim=1)
+        return prediction
+
+    def _decode(self, x: torch.Tensor, output_type: str):
+        if self.vae is not None:
+            shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+            x = self.vae.decode((x / self.vae.config.scaling_factor + shift).to(self.vae.dtype)).sample.float()
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        images = images.cpu().permute(0, 2, 3, 1).numpy()
+        return self.numpy_to_pil(images) if output_type == "pil" else images
+
+
+_ENDS_IN_X0 = (DDPMScheduler, DDIMScheduler)  # the solvers end there by themselves, at a noise level of 0
+
+
+def _is_within(interval: tuple[float, float] | None, scheduler: SchedulerMixin, t: int | float) -> bool:
+    """Whether timestep t's noise level lies in the interval (Kynkäänniemi et al. 2024)."""
+    if interval is None:
+        return True
+    alpha_bar = float(scheduler.alphas_cumprod[int(t)])
+    sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else float("inf")
+    return interval[0] <= sigma <= interval[1]
 
 
 def _step_back_to(scheduler: DDIMScheduler, t: int, previous: int) -> None:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ddpm_hf.codec import PixelCodec
-from ddpm_hf.diffusion.objective import NoisePrediction
+from ddpm_hf.diffusion.objective import Objective
 from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.tracking import Meter
 
@@ -36,7 +36,7 @@ def training_loop(
     *,
     model: nn.Module,
     denoiser: nn.Module,
-    objective: NoisePrediction,
+    objective: Objective,
     codec: PixelCodec,
     batches: Iterator[dict[str, torch.Tensor]],
     optimizer: torch.optim.Optimizer,
@@ -68,11 +68,12 @@ def training_loop(
             batch = meter.next_batch(batches)
             torch.manual_seed(noise_seed(seed, progress.images_seen, micro_step, accelerator.process_index))
             x0 = codec.encode(batch["images"].to(accelerator.device, non_blocking=True))
+            labels = batch["labels"].to(accelerator.device, non_blocking=True)  # int64 (N,)
             images += len(x0) * accelerator.num_processes
             last = micro_step == accumulation - 1
             with nullcontext() if last else accelerator.no_sync(denoiser):  # gradients are averaged once a step
                 # lines 3 to 5: t, epsilon, and the gradient of the loss
-                loss = objective(denoiser, x0, accelerator.autocast)
+                loss = objective(denoiser, x0, labels, accelerator.autocast)
                 accelerator.backward(loss.mean() / accumulation)
             meter.add_loss(loss.detach())
 

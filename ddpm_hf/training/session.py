@@ -3,24 +3,27 @@
 import math
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from diffusers import DDPMPipeline, DDPMScheduler, ModelMixin
+from diffusers import DDPMScheduler, ModelMixin
 from torch.utils.data import DataLoader
 
 from ddpm_hf.codec import PixelCodec
 from ddpm_hf.config import Recipe
-from ddpm_hf.data.dataset import TrainingImages, as_it_is
+from ddpm_hf.data.dataset import TrainingImages, as_it_is, check_labels
 from ddpm_hf.data.sampler import SampleOrder, split_held_out
 from ddpm_hf.data.store import PreparedStore
-from ddpm_hf.diffusion.objective import NoisePrediction
+from ddpm_hf.diffusion.objective import Objective
 from ddpm_hf.errors import ProcessError, UserError
+from ddpm_hf.export import save_pipeline
 from ddpm_hf.pictures import grid
-from ddpm_hf.sampling import build_pipeline, draw_images
+from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
+from ddpm_hf.sampling import Sampling, draw_images
 from ddpm_hf.training.checkpoints import Checkpoint, Checkpoints, load_optimizer_tensors, optimizer_tensors
 from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.loop import Event, Progress, training_loop
@@ -43,6 +46,7 @@ class Session:
     ) -> None:
         train = recipe.train
         self.recipe, self.store, self.scheduler, self.accelerator = recipe, store, scheduler, accelerator
+        check_labels(store, recipe.condition.num_classes)
         self.run = RunFolder(recipe)
         if accelerator.is_main_process:
             self.run.claim()
@@ -52,11 +56,15 @@ class Session:
         self.model = denoiser.to(accelerator.device, memory_format=memory_format).train()
         if train.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
-        self.ema = EMA(self.model, recipe.ema.decay, recipe.ema.warmup, recipe.ema.update_every)
+        self.ema = EMA(self.model, recipe.ema)
         self.ema.model.disable_gradient_checkpointing()
         self.optimizer = build_optimizer(train, self.model)
         self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)
-        self.objective = NoisePrediction(scheduler, accelerator.device)
+        self.objective = Objective(
+            recipe.diffusion, recipe.condition, scheduler, accelerator.device, accelerator.gather
+        )
+        self.timesteps = self.objective.timesteps  # which may have learned from the losses so far
+        self.pipeline = self._build_pipeline()
         self.codec = PixelCodec()
 
         self.train_indices, self.held_out = split_held_out(len(store), recipe.data.held_out, recipe.run.seed)
@@ -66,6 +74,19 @@ class Session:
         self.progress, self.saved_step = Progress(), 0
         self.validation: tuple[int, float] | tuple[None, None] = (None, None)  # step and loss of the last one
         self.meter = Meter(accelerator)
+
+    def _build_pipeline(self) -> ImageGenerationPipeline:
+        """The averaged weights as whoever loads them will use them."""
+        num_classes, names = self.recipe.condition.num_classes, self.store.class_names
+        pipe = ImageGenerationPipeline(
+            self.ema.model,
+            self.scheduler,
+            num_classes=num_classes,
+            id2label=None if num_classes is None else {str(i): name for i, name in enumerate(names)},
+            variance_exponent=self.recipe.diffusion.variance_exponent,
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
     # ---- checkpoints
 
@@ -130,6 +151,8 @@ class Session:
         self.model.load_state_dict(checkpoint.tensors("model"))
         self.ema.model.load_state_dict(checkpoint.tensors("ema"))
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.tensors("optimizer"))
+        if self.timesteps.state():
+            self.timesteps.load_state(checkpoint.tensors("objective"))
         self.progress = Progress(checkpoint.state["step"], checkpoint.state["images_seen"])
         self.saved_step = self.progress.step
         self.meter.skipped += checkpoint.state["skipped_steps"]
@@ -150,6 +173,8 @@ class Session:
             "ema": dict(self.ema.model.state_dict()),
             "optimizer": optimizer_tensors(self.optimizer, self.model),
         }
+        if objective := self.timesteps.state():
+            tensors["objective"] = objective
         if not all(t.isfinite().all() for named in tensors.values() for t in named.values()):
             raise UserError(
                 f"weights are no longer finite at step {progress.step}; they are not saved, lower train.learning_rate and run again"
@@ -167,7 +192,7 @@ class Session:
             "images": self.store.content,
         }
         self.checkpoints.check_space(progress.step, tensors | {"pipeline": tensors["ema"]})
-        self.run.replace_pipeline(DDPMPipeline(self.ema.model, self.scheduler).save_pretrained)
+        self.run.replace_pipeline(partial(save_pipeline, self.pipeline))
         self.checkpoints.save(state, tensors)
         self.saved_step = progress.step
 
@@ -198,10 +223,10 @@ class Session:
         for number, start in enumerate(range(0, len(self.held_out), size)):
             if number % processes == rank:
                 torch.manual_seed(number)
-                images = self.images.plain(self.held_out[start : start + size])["images"]
-                loss = self.objective(
-                    self.ema.model, self.codec.encode(images.to(self.accelerator.device)), self.accelerator.autocast
-                )
+                batch = self.images.plain(self.held_out[start : start + size])
+                x0 = self.codec.encode(batch["images"].to(self.accelerator.device))
+                labels = batch["labels"].to(self.accelerator.device)
+                loss = self.objective.validation(self.ema.model, x0, labels, self.accelerator.autocast)
                 sums += torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=loss.device)])
         total, count = self.accelerator.reduce(sums, "sum").tolist()
         self.validation = (progress.step, total / count)
@@ -213,11 +238,11 @@ class Session:
         """A grid of the same seeds each time; every process draws a share, so that none waits for another."""
         sample, rank, processes = self.recipe.sample, self.accelerator.process_index, self.accelerator.num_processes
         seeds = list(range(sample.seed, sample.seed + sample.num_images))
-        pipe = build_pipeline(self.ema.model, self.scheduler, sample.sampler)
         mine = seeds[rank::processes]
         try:
             with self.accelerator.autocast():
-                images = draw_images(pipe, mine, sample.batch_size, sample.sampler, sample.steps) if mine else []
+                sampling = Sampling.of_recipe(sample)
+                images = draw_images(self.pipeline, mine, sample.batch_size, sampling) if mine else []
         except torch.OutOfMemoryError:
             raise ProcessError(
                 f"out of memory while drawing samples: lower sample.batch_size, {sample.batch_size}"

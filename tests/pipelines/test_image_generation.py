@@ -6,24 +6,36 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from ddpm_hf.config import Diffusion
-from ddpm_hf.diffusion.samplers import build_sampler, num_steps
+from ddpm_hf.diffusion.samplers import SAMPLERS, build_sampler, num_steps
 from ddpm_hf.diffusion.schedule import build_scheduler
 from ddpm_hf.errors import UserError
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
-from ddpm_hf.sampling import build_pipeline, draw_images, draw_strip
+from ddpm_hf.sampling import Sampling, draw_images, draw_strip
 
 
 def trained(T=50, **settings):
     return build_scheduler(Diffusion(num_train_timesteps=T, **settings))
 
 
+def pipeline(unet, scheduler, sampler):
+    pipe = ImageGenerationPipeline(unet.eval(), build_sampler(sampler, scheduler))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def states(unet, sampler, scheduler, steps, seed=3):
     """x_T and every state after it."""
-    pipe = build_pipeline(unet, scheduler, sampler)
+    pipe = pipeline(unet, scheduler, sampler)
     noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     seen = [noise]
-    pipe(2, [torch.Generator().manual_seed(i) for i in range(2)], steps, noise, "pt",
-         callback_on_step_end=lambda p, i, t, tensors: seen.append(tensors["latents"]))  # fmt: skip
+    pipe(
+        2,
+        generator=[torch.Generator().manual_seed(i) for i in range(2)],
+        num_inference_steps=steps,
+        latents=noise,
+        output_type="pt",
+        callback_on_step_end=lambda p, i, t, tensors: seen.append(tensors["latents"]),
+    )
     return seen
 
 
@@ -77,35 +89,35 @@ def test_ddpm_equals_the_stock_pipeline(tiny_unet):
     scheduler = trained()
     stock = DDPMPipeline(tiny_unet.eval(), DDPMScheduler.from_config(scheduler.config))
     stock.set_progress_bar_config(disable=True)
-    ours = build_pipeline(tiny_unet, scheduler, "ddpm")
+    ours = pipeline(tiny_unet, scheduler, "ddpm")
     a = stock(3, torch.Generator().manual_seed(0), 10, output_type="np").images
-    b = ours(3, torch.Generator().manual_seed(0), 10, output_type="np").images
+    b = ours(3, generator=torch.Generator().manual_seed(0), num_inference_steps=10, output_type="np").images
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_image_i_follows_from_seed_i_whatever_the_batch(tiny_unet, sampler):
-    pipe = build_pipeline(tiny_unet.eval(), trained(), sampler)
-    draws = {size: draw_images(pipe, range(10, 17), size, sampler, 8) for size in (1, 4, 7, 100)}
+    pipe, sampling = ImageGenerationPipeline(tiny_unet.eval(), trained()), Sampling(sampler, 8)
+    draws = {size: draw_images(pipe, range(10, 17), size, sampling) for size in (1, 4, 7, 100)}
     assert all(images.shape == (7, 1, 8, 8) and images.dtype == np.uint8 for images in draws.values())
     for images in draws.values():  # convolutions round differently for another batch size: at most one gray level
         assert np.abs(images.astype(int) - draws[1]).max() <= 1
     assert len({image.tobytes() for image in draws[1]}) == 7
-    again = draw_images(pipe, [12], 1, sampler, 8)
+    again = draw_images(pipe, [12], 1, sampling)
     np.testing.assert_array_equal(again[0], draws[1][2])
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_strip_begins_with_noise_and_ends_with_the_image(tiny_unet, sampler):
-    pipe = build_pipeline(tiny_unet.eval(), trained(), sampler)
-    strip = draw_strip(pipe, [5, 6], sampler, 20, columns=6)
+    pipe, sampling = ImageGenerationPipeline(tiny_unet.eval(), trained()), Sampling(sampler, 20)
+    strip = draw_strip(pipe, [5, 6], sampling, columns=6)
     assert strip.shape == (2, 6, 1, 8, 8)
-    np.testing.assert_array_equal(strip[:, -1], draw_images(pipe, [5, 6], 2, sampler, 20))
+    np.testing.assert_array_equal(strip[:, -1], draw_images(pipe, [5, 6], 2, sampling))
     noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(5))[0]
     np.testing.assert_array_equal(strip[0, 0], ((noise / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sampler_keeps_the_trained_schedule_through_save_and_load(sampler, tmp_path):
     scheduler = build_sampler(sampler, trained(T=200, beta_end=0.05, variance_type="fixed_large"))
     scheduler.save_pretrained(tmp_path)
@@ -118,7 +130,7 @@ def test_a_sampler_keeps_the_trained_schedule_through_save_and_load(sampler, tmp
 def test_wrong_calls_are_refused(tiny_unet):
     pipe = ImageGenerationPipeline(tiny_unet, trained())
     with pytest.raises(ValueError, match="2 generators for a batch of 3"):
-        pipe(3, [torch.Generator(), torch.Generator()])
+        pipe(3, generator=[torch.Generator(), torch.Generator()])
     with pytest.raises(ValueError, match="'jpg' is not one of"):
         pipe(1, output_type="jpg")
     with pytest.raises(ValueError, match="need"):
@@ -136,6 +148,6 @@ def test_shapes_that_are_not_square_and_three_channels():
         sample_size=(16, 32), block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
         down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, attention_head_dim=8,
     )  # fmt: skip
-    pipe = build_pipeline(unet, trained(), "ddim")
+    pipe = pipeline(unet, trained(), "ddim")
     assert pipe(2, num_inference_steps=2, output_type="pt").images.shape == (2, 3, 16, 32)
     assert pipe(2, num_inference_steps=2).images[0].size == (32, 16)

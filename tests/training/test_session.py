@@ -210,13 +210,12 @@ def test_lines_logged_after_the_checkpoint_of_a_killed_run_are_dropped(tiny_reci
 
 @pytest.mark.parametrize(("channels", "resolution"), [(1, [28, 28]), (3, [32, 64])])
 def test_any_channels_and_shape_train_save_load_and_sample(channels, resolution, tiny_recipe, build_session):
-    from ddpm_hf.sampling import build_pipeline, draw_images, load_model
+    from ddpm_hf.sampling import Sampling, draw_images, load_pipeline
 
     shape = {"data.channels": channels, "data.resolution": resolution, "model.attention_resolutions": []}
     session = build_session(tiny_recipe(**shape, **{"train.max_steps": 2}))
     session.train()
-    denoiser, scheduler = load_model(str(session.run.path))
-    images = draw_images(build_pipeline(denoiser, scheduler, "ddim"), range(3), 2, "ddim", 4)
+    images = draw_images(load_pipeline(str(session.run.path)), range(3), 2, Sampling("ddim", 4))
     assert images.shape == (3, channels, *resolution)
 
 
@@ -335,9 +334,9 @@ def test_plain_diffusers_loads_the_pipeline_without_this_package(tiny_recipe, bu
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     ).stdout.split()
-    from ddpm_hf.sampling import build_pipeline, draw_images, load_model
+    from ddpm_hf.sampling import Sampling, draw_images, load_pipeline
 
-    ours = draw_images(build_pipeline(*load_model(str(session.run.path)), "ddpm"), range(2), 2, "ddpm", 5)
+    ours = draw_images(load_pipeline(str(session.run.path)), range(2), 2, Sampling("ddpm", 5))
     assert shown[:3] == ["(8,", "8)", "L"]
     assert np.abs(np.frombuffer(bytes.fromhex(shown[3]), np.uint8).astype(int) - ours[1].ravel()).max() <= 1
 
@@ -453,7 +452,7 @@ def test_each_tracker_is_started_once(tiny_recipe, build_session, monkeypatch):
 
 @pytest.mark.parametrize("setting", ["train.channels_last", "train.gradient_checkpointing"])
 def test_speed_settings_train_save_resume_and_sample(setting, tiny_recipe, build_session):
-    from ddpm_hf.sampling import build_pipeline, draw_images, load_model
+    from ddpm_hf.sampling import Sampling, draw_images, load_pipeline
 
     overrides = {**CONSTANT, setting: True}
     whole = build_session(tiny_recipe(**overrides, **{"run.name": "whole"}))
@@ -467,5 +466,5 @@ def test_speed_settings_train_save_resume_and_sample(setting, tiny_recipe, build
     plain.train()
     for a, b in zip(weights(parts.run.path, 8).values(), weights(plain.run.path, 8).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)  # the same mathematics, rounded in another order
-    images = draw_images(build_pipeline(*load_model(str(parts.run.path)), "ddim"), [0], 1, "ddim", 2)
+    images = draw_images(load_pipeline(str(parts.run.path)), [0], 1, Sampling("ddim", 2))
     assert images.shape == (1, 1, 8, 8)

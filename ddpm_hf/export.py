@@ -1,0 +1,45 @@
+"""A pipeline as a folder that plain Diffusers loads, here or from the Hub."""
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+from diffusers import DDPMPipeline, UNet2DModel
+
+from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
+
+
+def save_pipeline(pipe: ImageGenerationPipeline, folder: Path, variant: str | None = None) -> None:
+    """Saves in safetensors. An unconditional UNet2DModel with fixed variance becomes a stock `DDPMPipeline`; anything
+    else takes along the files of code that it needs, and loads with `trust_remote_code=True`."""
+    if is_stock(pipe):
+        DDPMPipeline(pipe.unet, pipe.scheduler).save_pretrained(folder, variant=variant)
+        return
+    pipe.save_pretrained(folder, variant=variant)
+    index_file = Path(folder) / "model_index.json"
+    index = json.loads(index_file.read_text())
+    index.pop("_name_or_path", None)
+    # Diffusers writes names that only this process could resolve; it loads a part's code from the part's own folder
+    index["_class_name"] = _take_along(type(pipe), Path(folder))
+    for name, part in pipe.components.items():
+        if part is not None and not type(part).__module__.startswith("diffusers."):
+            index[name] = _take_along(type(part), Path(folder) / name)
+    index_file.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def is_stock(pipe: ImageGenerationPipeline) -> bool:
+    """Whether Diffusers' own classes suffice."""
+    return (
+        type(pipe.unet) is UNet2DModel
+        and pipe.vae is None
+        and pipe.config.num_classes is None
+        and pipe.scheduler.config.variance_type in ("fixed_small", "fixed_large")
+    )
+
+
+def _take_along(cls: type, folder: Path) -> list[str]:
+    """Copies the file that defines a class; returns how an index names it."""
+    source = Path(inspect.getfile(cls))
+    shutil.copyfile(source, folder / source.name)
+    return [source.stem, cls.__name__]
