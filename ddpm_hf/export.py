@@ -13,19 +13,20 @@ from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 def save_pipeline(pipe: ImageGenerationPipeline, folder: Path, variant: str | None = None) -> None:
     """Saves in safetensors. An unconditional UNet2DModel with fixed variance becomes a stock `DDPMPipeline`; anything
     else takes along the files of code that it needs, and loads with `trust_remote_code=True`."""
+    folder = Path(folder)
     if is_stock(pipe):
         DDPMPipeline(pipe.unet, pipe.scheduler).save_pretrained(folder, variant=variant)
+        _forget_where_it_came_from(folder)
         return
     pipe.save_pretrained(folder, variant=variant)
-    index_file = Path(folder) / "model_index.json"
-    index = json.loads(index_file.read_text())
-    index.pop("_name_or_path", None)
+    _forget_where_it_came_from(folder)
+    index = json.loads((folder / "model_index.json").read_text())
     # Diffusers writes names that only this process could resolve; it loads a part's code from the part's own folder
-    index["_class_name"] = _take_along(type(pipe), Path(folder))
+    index["_class_name"] = _take_along(type(pipe), folder)
     for name, part in pipe.components.items():
         if part is not None and not type(part).__module__.startswith("diffusers."):
-            index[name] = _take_along(type(part), Path(folder) / name)
-    index_file.write_text(json.dumps(index, indent=2) + "\n")
+            index[name] = _take_along(type(part), folder / name)
+    _write_json(folder / "model_index.json", index)
 
 
 def is_stock(pipe: ImageGenerationPipeline) -> bool:
@@ -43,3 +44,15 @@ def _take_along(cls: type, folder: Path) -> list[str]:
     source = Path(inspect.getfile(cls))
     shutil.copyfile(source, folder / source.name)
     return [source.stem, cls.__name__]
+
+
+def _forget_where_it_came_from(folder: Path) -> None:
+    """Diffusers notes the path that a part was loaded from, which is nobody else's business."""
+    for file in folder.rglob("*.json"):
+        config = json.loads(file.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            _write_json(file, config)
+
+
+def _write_json(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n")

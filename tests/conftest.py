@@ -35,7 +35,8 @@ def tiny_recipe(tmp_path):
 
     def make(**overrides):
         folders = {"run.output_dir": str(tmp_path / "runs"), "data.store": str(tmp_path / "prepared")}
-        return load_recipe("quickstart", {**TINY, **folders, **overrides})
+        tiny = {key: v for key, v in TINY.items() if not ("model.kind" in overrides and key.startswith("model."))}
+        return load_recipe("quickstart", {**tiny, **folders, **overrides})
 
     return make
 

@@ -87,7 +87,9 @@ class Das(ModelMixin, AttentionMixin, ConfigMixin):
             raise ValueError(f"images of {height}x{width}: this Das needs sides that are multiples of {self.factor}")
         if class_labels is not None and self.label_embedding is None:
             raise ValueError("class_labels given to a model without num_classes")
-        t = torch.as_tensor(timestep, device=sample.device).expand(len(sample))  # (N,)
+        if not torch.is_tensor(timestep):
+            timestep = torch.tensor(timestep)  # as_tensor, once compiled, would compile again for each number
+        t = timestep.to(sample.device).expand(len(sample))  # (N,)
         code = get_timestep_embedding(t, TIME_CODE)  # float32
         embedding = self.time_embedding(code.to(sample.dtype))  # (N, 256)
         if self.label_embedding is not None:

@@ -68,7 +68,9 @@ class Jones(ModelMixin, AttentionMixin, ConfigMixin):
             raise ValueError("class_labels given to a model without num_classes")
         if class_labels is None and self.num_classes is not None:
             class_labels = torch.full((len(sample),), self.num_classes, device=sample.device)
-        t = torch.as_tensor(timestep, device=sample.device).expand(len(sample))  # (N,)
+        if not torch.is_tensor(timestep):
+            timestep = torch.tensor(timestep)  # as_tensor, once compiled, would compile again for each number
+        t = timestep.to(sample.device).expand(len(sample))  # (N,)
         run = self._run
 
         x1 = run(self.inc, sample)  # (N, c, H, W)

@@ -70,7 +70,9 @@ class Peng(ModelMixin, AttentionMixin, ConfigMixin):
             raise ValueError(f"images of {height}x{width}: Peng halves them twice and needs multiples of 4")
         if class_labels is not None and self.label_embedding is None:
             raise ValueError("class_labels given to a model without num_classes")
-        t = torch.as_tensor(timestep, device=sample.device).expand(len(sample))  # (N,)
+        if not torch.is_tensor(timestep):
+            timestep = torch.tensor(timestep)  # as_tensor, once compiled, would compile again for each number
+        t = timestep.to(sample.device).expand(len(sample))  # (N,)
         code = get_timestep_embedding(t, self.time_embed_dim, downscale_freq_shift=0)  # section 2.2, float32
         code = code.to(sample.dtype)  # (N, time_embed_dim)
         if self.label_embedding is not None:

@@ -64,7 +64,8 @@ class ImageGenerationPipeline(DiffusionPipeline):
         `class_labels`: an id or a name for all, or a list with one an image; None draws from the null class.
         `guidance_scale`: s of uncond + s (cond - uncond); 1 is off, and then there is no second prediction. The papers'
         weight is w = s - 1.
-        `guidance_interval`: two noise levels sigma = sqrt((1 - alpha_bar) / alpha_bar) between which to guide; all if None.
+        `guidance_interval`: two noise levels sigma = sqrt((1 - alpha_bar) / alpha_bar) between which alone to guide
+        (Kynkäänniemi et al. 2024); all if None.
         `num_inference_steps`: every timestep for DDPM, 50 for other schedulers, if not given.
         `generator`: one, or a list with one an image; then an image does not depend on its batch.
         `latents`: the noise to start from, (N, C, H, W); drawn if not given.
@@ -95,8 +96,10 @@ class ImageGenerationPipeline(DiffusionPipeline):
         options = {k: v for k, v in {"generator": generator, "eta": eta}.items() if k in accepted}
         for i, t in enumerate(self.progress_bar(timesteps)):
             # 2. what the denoiser predicts of x_t: noise, x_0 or v
-            guides = guidance_scale != 1 and _is_within(guidance_interval, scheduler, t)
-            prediction = self._predict(scheduler.scale_model_input(x, t), t, labels, guidance_scale if guides else 1.0)
+            low, high = guidance_interval or (0, float("inf"))
+            scale = guidance_scale if low <= _noise_level(scheduler, i, t) <= high else 1.0
+            # its timestep is a tensor, since UNet2DModel would cut a number's fraction, which some samplers have
+            prediction = self._predict(scheduler.scale_model_input(x, t), scheduler.timesteps[i], labels, scale)
             prediction = self._with_variance(prediction, scheduler)
             # 3. x_t to its predecessor; the last of them is x_0, where Diffusers' DDPM would still add noise if t > 0
             last = i + 1 == len(timesteps)
@@ -165,7 +168,7 @@ class ImageGenerationPipeline(DiffusionPipeline):
                 scheduler.sigmas = torch.cat([scheduler.sigmas[:-1][within.cpu()], scheduler.sigmas[-1:]])
         return scheduler, scheduler.timesteps.tolist()
 
-    def _predict(self, x: torch.Tensor, t: int | float, labels: torch.Tensor | None, scale: float) -> torch.Tensor:
+    def _predict(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, scale: float) -> torch.Tensor:
         """The denoiser's output, float32 (N, C or 2C, H, W); guided (Ho & Salimans 2022, equation 6) if `scale` is not 1."""
         x = x.to(self.unet.dtype)
         if labels is None:
@@ -202,13 +205,12 @@ class ImageGenerationPipeline(DiffusionPipeline):
 _ENDS_IN_X0 = (DDPMScheduler, DDIMScheduler)  # the solvers end there by themselves, at a noise level of 0
 
 
-def _is_within(interval: tuple[float, float] | None, scheduler: SchedulerMixin, t: int | float) -> bool:
-    """Whether timestep t's noise level lies in the interval (Kynkäänniemi et al. 2024)."""
-    if interval is None:
-        return True
+def _noise_level(scheduler: SchedulerMixin, i: int, t: int | float) -> float:
+    """sigma = sqrt((1 - alpha_bar) / alpha_bar) at the i-th of the timesteps, t."""
+    if hasattr(scheduler, "sigmas"):
+        return float(scheduler.sigmas[i])
     alpha_bar = float(scheduler.alphas_cumprod[int(t)])
-    sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else float("inf")
-    return interval[0] <= sigma <= interval[1]
+    return ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else float("inf")
 
 
 def _step_back_to(scheduler: DDIMScheduler, t: int, previous: int) -> None:
