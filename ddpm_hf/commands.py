@@ -15,7 +15,7 @@ from ddpm_hf.diffusion.samplers import build_sampler
 from ddpm_hf.errors import UserError
 from ddpm_hf.pictures import grid, to_pil
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
-from ddpm_hf.sampling import Sampling, draw_images, draw_strip, load_pipeline, passes
+from ddpm_hf.sampling import Sampling, draw_images, draw_strip, labels_of, load_pipeline, passes
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -33,23 +33,25 @@ def sample(options: argparse.Namespace) -> None:
     if out.suffix not in (".png", ".npz") and (others := {p.name for p in out.glob("*.png")} - set(map(_name, seeds))):
         raise UserError(f"--out: {out} already holds {len(others)} other PNG files; name an empty or a new folder")
     forward_passes = passes(pipe, sampling)
+    strip_seeds = seeds[:8] if options.strip else []
     try:
         pipe.to(device)
     except RuntimeError as error:
         raise UserError(f"--device: {device} cannot be used: {str(error).splitlines()[0]}") from None
     with tqdm(
-        total=len(seeds) * forward_passes,
+        total=(len(seeds) + len(strip_seeds)) * forward_passes,
         unit="image step",
         desc=f"{len(seeds)} images, {forward_passes} steps",
         dynamic_ncols=True,
     ) as bar:
         try:
             images = draw_images(pipe, seeds, options.batch_size, sampling, progress=bar.update)
+            if options.strip:
+                strip = draw_strip(pipe, strip_seeds, sampling, progress=bar.update)
         except torch.OutOfMemoryError:
             raise UserError(f"out of memory on {device}: lower --batch_size, {options.batch_size}") from None
-    print(f"{len(images)} images in {_save(images, seeds, out)}")
+    print(f"{len(images)} images in {_save(images, seeds, labels_of(pipe, seeds, sampling), out)}")
     if options.strip:
-        strip = draw_strip(pipe, seeds[: min(len(seeds), 8)], sampling)
         rows, columns, *shape = strip.shape
         Path(options.strip).parent.mkdir(parents=True, exist_ok=True)
         grid(strip.reshape(rows * columns, *shape), columns).save(options.strip)
@@ -65,6 +67,11 @@ def _label(options: argparse.Namespace) -> int | str | None:
 def _check_sampling(pipe: ImageGenerationPipeline, sampling: Sampling) -> None:
     """Finds mistakes before the expensive part."""
     build_sampler(sampling.sampler, pipe.scheduler)
+    if sampling.class_label is not None and pipe.config.num_classes is not None:
+        try:
+            pipe.label_id(sampling.class_label)
+        except ValueError as error:
+            raise UserError(f"--class: {error}") from None
     if sampling.eta and sampling.sampler != "ddim":
         raise UserError(f"--eta: is for --sampler ddim; {sampling.sampler} has no such setting")
     if pipe.config.num_classes is None:
@@ -90,7 +97,7 @@ def prepare(options: argparse.Namespace, recipe: Recipe) -> None:
         print(f"what the model will see: {options.preview}")
 
 
-def _save(images: np.ndarray, seeds: range, out: Path) -> Path:
+def _save(images: np.ndarray, seeds: range, labels: list[int] | None, out: Path) -> Path:
     if out.suffix not in (".png", ".npz"):
         out.mkdir(parents=True, exist_ok=True)
         for seed, image in zip(seeds, images, strict=True):
@@ -100,5 +107,6 @@ def _save(images: np.ndarray, seeds: range, out: Path) -> Path:
     if out.suffix == ".png":
         grid(images).save(out)
     else:
-        np.savez_compressed(out, images=images.transpose(0, 2, 3, 1), seeds=np.array(seeds))
+        classes = {} if labels is None else {"labels": np.array(labels)}
+        np.savez_compressed(out, images=images.transpose(0, 2, 3, 1), seeds=np.array(seeds), **classes)
     return out

@@ -125,8 +125,21 @@ def passes(pipe: ImageGenerationPipeline, sampling: Sampling) -> int:
     return 2 * steps - 1 if sampling.sampler == "heun" else steps
 
 
+def labels_of(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Sampling) -> list[int] | None:
+    """The class of each seed's image, None for an unconditional model."""
+    if pipe.config.num_classes is None:
+        return None
+    if sampling.class_label is None:
+        return [seed % pipe.config.num_classes for seed in seeds]
+    return [pipe.label_id(sampling.class_label)] * len(seeds)
+
+
 def draw_strip(
-    pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Sampling, columns: int = 10
+    pipe: ImageGenerationPipeline,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    columns: int = 10,
+    progress: Callable[[int], None] = lambda images: None,
 ) -> np.ndarray:
     """The denoising film strip: uint8 (N, columns, C, H, W), from pure noise to the image, one row a seed."""
     steps = passes(pipe, sampling)
@@ -142,6 +155,7 @@ def draw_strip(
     def keep(_pipe, i: int, _t, tensors: dict) -> None:
         if i + 1 in shown:
             states.append(tensors["latents"].cpu())
+        progress(len(seeds))
 
     _draw(pipe, seeds, sampling, generator=generators, latents=noise, callback_on_step_end=keep)
     images = torch.stack(states, dim=1)  # float32 (N, columns, C, H, W)
@@ -150,21 +164,18 @@ def draw_strip(
 
 def _draw(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Sampling, **options) -> torch.Tensor:
     """Images, float32 (N, C, H, W) in [0, 1]; the pipeline itself is left as it was."""
-    num_classes, label = pipe.config.num_classes, sampling.class_label
-    if label is None and num_classes is not None:
-        label = [seed % num_classes for seed in seeds]
     drawing = ImageGenerationPipeline(
         pipe.unet,
         build_sampler(sampling.sampler, pipe.scheduler),
         pipe.vae,
-        num_classes,
+        pipe.config.num_classes,
         pipe.config.id2label,
         pipe.config.variance_exponent,
     )
     drawing.set_progress_bar_config(disable=True)
     call = {
         "batch_size": len(seeds),
-        "class_labels": label,
+        "class_labels": labels_of(pipe, seeds, sampling),
         "guidance_scale": sampling.guidance_scale,
         "guidance_interval": sampling.guidance_interval,
         "num_inference_steps": num_steps(sampling.sampler, sampling.steps, pipe.scheduler),
@@ -172,10 +183,7 @@ def _draw(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Samplin
         "eta": sampling.eta,
         "output_type": "pt",
     }
-    try:
-        return drawing(**(call | options)).images
-    except ValueError as error:  # of a class that the model does not know, or guidance that it cannot have
-        raise UserError(str(error)) from None
+    return drawing(**(call | options)).images
 
 
 def _generators(seeds: Sequence[int]) -> list[torch.Generator]:

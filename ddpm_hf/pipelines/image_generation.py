@@ -128,15 +128,15 @@ class ImageGenerationPipeline(DiffusionPipeline):
         if class_labels is None:
             class_labels = [num_classes] * batch_size  # the null class
         elif isinstance(class_labels, (int, str)):
-            class_labels = [self._label_id(class_labels)] * batch_size
+            class_labels = [self.label_id(class_labels)] * batch_size
         else:
             given = class_labels.tolist() if isinstance(class_labels, torch.Tensor) else list(class_labels)
-            class_labels = [self._label_id(label) for label in given]
+            class_labels = [self.label_id(label) for label in given]
         if len(class_labels) != batch_size:
             raise ValueError(f"{len(class_labels)} class_labels for a batch of {batch_size}; give one, or one an image")
         return torch.tensor(class_labels, device=self._execution_device)
 
-    def _label_id(self, label: int | str) -> int:
+    def label_id(self, label: int | str) -> int:
         """The id of a class from its id or its name."""
         num_classes, names = self.config.num_classes, self.config.id2label or {}
         if isinstance(label, str):
