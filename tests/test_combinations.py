@@ -12,7 +12,12 @@ from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.sampling import Sampling, draw_images
 
 DENOISERS = {
-    "unet2d": {"model.layers_per_block": 1, "model.block_out_channels": [16, 16], "model.norm_num_groups": 8, "model.attention_resolutions": [4]},
+    "unet2d": {
+        "model.layers_per_block": 1,
+        "model.block_out_channels": [16, 16],
+        "model.norm_num_groups": 8,
+        "model.attention_resolutions": [4],
+    },
     "jones": {"model.base_channels": 8},
     "peng": {"model.base_channels": 8, "model.time_embed_dim": 16},
     "das": {"model.base_channels": 8, "model.channel_multipliers": [1, 2]},

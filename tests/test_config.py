@@ -11,7 +11,11 @@ from ddpm_hf.config import Recipe, differences, dump_recipe, load_recipe, settin
 from ddpm_hf.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-RECIPES = sorted(str(p.relative_to(ROOT / "configs").with_suffix("")) for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "accelerate")
+RECIPES = sorted(
+    str(p.relative_to(ROOT / "configs").with_suffix(""))
+    for p in (ROOT / "configs").rglob("*.yaml")
+    if p.parent.name != "accelerate"
+)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,0 +1,122 @@
+"""Labels, learned variance and importance sampling through a whole session."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm_hf.cli import main
+from ddpm_hf.errors import UserError
+from ddpm_hf.sampling import Sampling, draw_images, load_pipeline
+from ddpm_hf.training.checkpoints import Checkpoints
+from tests.conftest import same_tensors
+
+CONSTANT = {"train.learning_rate_schedule": "constant"}
+LABELS = {"condition.num_classes": 10, "sample.guidance_scale": 2.0}
+IMPORTANCE = {
+    "diffusion.variance_type": "learned_range",
+    "diffusion.loss": "vlb",
+    "diffusion.timestep_sampling": "importance",
+    "diffusion.num_train_timesteps": 4,  # so few that each is seen often enough to be drawn by its losses
+    "sample.steps": 4,
+}
+
+
+def tensors(session, step, name):
+    return Checkpoints(session.run.checkpoints, 2).at(step).tensors(name)
+
+
+def test_a_conditional_run_becomes_a_pipeline_that_knows_its_classes(tiny_recipe, build_session, tmp_path, capsys):
+    session = build_session(tiny_recipe(**LABELS))
+    session.train()
+    index = json.loads((session.run.pipeline / "model_index.json").read_text())
+    assert index["num_classes"] == 10
+    assert index["id2label"] == {str(i): str(i) for i in range(10)}
+    assert json.loads((session.run.pipeline / "unet" / "config.json").read_text())["num_class_embeds"] == 11
+    out = [
+        "--num_images",
+        "2",
+        "--steps",
+        "3",
+        "--class",
+        "7",
+        "--guidance_scale",
+        "2",
+        "--out",
+        str(tmp_path / "x.npz"),
+    ]
+    main(["sample", str(session.run.path), *out])
+    assert np.load(tmp_path / "x.npz")["labels"].tolist() == [7, 7]
+    main(["sample", str(session.run.path), "--num_images", "12", "--steps", "2", "--out", str(tmp_path / "y.npz")])
+    assert np.load(tmp_path / "y.npz")["labels"].tolist() == [*range(10), 0, 1]
+    for wrong, message in (
+        (["--class", "12"], "--class: class 12 is not one of the ids 0 to 9"),
+        (["--class", "cat"], "--class: no class is named 'cat'; this model knows 0, 1, 2"),
+        (["--eta", "1"], "--eta: is for --sampler ddim"),
+        (["--guidance_scale", "-1"], "--guidance_scale: '-1' should be a number of at least 0"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            main(["sample", str(session.run.path), *wrong])
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
+    assert Image.open(next(session.run.samples.iterdir())).mode == "L"
+
+
+def test_labels_change_what_is_learned_and_the_null_class_is_trained(tiny_recipe, build_session):
+    sessions = []
+    for name, source_labels in (("true", None), ("shifted", 1)):
+        session = build_session(tiny_recipe(**LABELS, **{"run.name": name, "condition.dropout": 0.5}))
+        before = session.model.class_embedding.weight.detach().clone()
+        if source_labels is not None:
+            session.store.labels[:] = (session.store.labels + source_labels) % 10
+        session.train()
+        assert not torch.equal(before[10], session.model.class_embedding.weight[10])  # the null class's own
+        sessions.append(tensors(session, 8, "model"))
+    assert not same_tensors(*sessions)
+
+
+def test_labels_must_be_those_that_the_model_is_made_for(tiny_recipe, build_session, tmp_path):
+    with pytest.raises(
+        UserError, match=r"condition.num_classes: 3 is not the number of classes in data.source, 10: 0, 1"
+    ):
+        build_session(tiny_recipe(**{"condition.num_classes": 3}))
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        Image.new("L", (8, 8), 40 * i).save(tmp_path / "images" / f"{i}.png")
+    with pytest.raises(UserError, match=r"10 classes need a label for every image, and data.source has none"):
+        build_session(
+            tiny_recipe(**LABELS, **{"data.source": str(tmp_path / "images"), "data.store": str(tmp_path / "other")})
+        )
+
+
+def test_importance_sampling_resumes_bit_for_bit(tiny_recipe, build_session):
+    overrides = {**CONSTANT, **LABELS, **IMPORTANCE, "train.max_steps": 16}
+    whole = build_session(tiny_recipe(**overrides, **{"run.name": "whole"}))
+    whole.train()
+    build_session(tiny_recipe(**(overrides | {"train.max_steps": 12}))).train()
+    parts = build_session(tiny_recipe(**overrides))
+    parts.train()
+    assert (tensors(whole, 12, "objective")["seen"] >= 10).all()  # past its uniform beginning
+    for name in ("model", "ema", "optimizer", "objective"):
+        assert same_tensors(tensors(whole, 16, name), tensors(parts, 16, name)), name
+
+
+def test_a_learned_variance_serves_every_sampler(tiny_recipe, build_session):
+    recipe = tiny_recipe(**{"diffusion.variance_type": "learned_range", "diffusion.loss": "hybrid"})
+    session = build_session(recipe)
+    session.train()
+    pipe = load_pipeline(str(session.run.path))
+    assert pipe.unet.config.out_channels == 2 * pipe.unet.config.in_channels
+    for sampler in ("ddpm", "ddim", "dpmsolver++", "unipc", "heun"):
+        assert draw_images(pipe, range(2), 2, Sampling(sampler, 3)).shape == (2, 1, 8, 8)
+
+
+def test_a_saved_pipeline_draws_what_the_run_draws(tiny_recipe, build_session):
+    session = build_session(tiny_recipe(**LABELS, **{"model.kind": "peng", "model.base_channels": 8, "train.batch_size": 8,
+        "train.max_steps": 4, "train.warmup_steps": 1}))  # fmt: skip
+    session.train()
+    sampling = Sampling("dpmsolver++", 5, guidance_scale=2.0)
+    ours = draw_images(session.pipeline, range(4), 4, sampling)
+    np.testing.assert_array_equal(draw_images(load_pipeline(str(session.run.path)), range(4), 4, sampling), ours)
