@@ -59,8 +59,12 @@ def finish(process):
     return output
 
 
+def folder_of(recipe, step=60):
+    return Path(recipe.run.output_dir) / recipe.run.name / "checkpoints" / f"step-{step:08d}"
+
+
 def tensors(recipe, step=60):
-    folder = Path(recipe.run.output_dir) / recipe.run.name / "checkpoints" / f"step-{step:08d}"
+    folder = folder_of(recipe, step)
     return {name: load_file(folder / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
 
 
@@ -101,6 +105,27 @@ def kill_at_random_moments(recipe, tmp_path, processes, kills, seed):
             victim.kill()
         process.communicate()
     finish(launch(recipe, tmp_path, processes))
+
+
+def test_two_processes_share_what_importance_sampling_learns(tiny_recipe, tmp_path):
+    """Labels and losses of both, through a kill: both draw from the same history, and the bits are the same."""
+    settings = {
+        **SIXTY_STEPS,
+        "train.batch_size": 4,
+        "condition.num_classes": 10,
+        "diffusion.num_train_timesteps": 10,
+        "diffusion.variance_type": "learned_range",
+        "diffusion.loss": "vlb",
+        "diffusion.timestep_sampling": "importance",
+    }
+    alone = tiny_recipe(**settings, **{"run.name": "alone"})
+    killed = tiny_recipe(**settings, **{"run.name": "killed"})
+    finish(launch(alone, tmp_path, 2))
+    kill_at_random_moments(killed, tmp_path, 2, kills=2, seed=5)
+    assert_same_bits(tensors(alone), tensors(killed))
+    a, b = (load_file(folder_of(r) / "objective.safetensors") for r in (alone, killed))
+    assert a["seen"].sum() == 2 * 4 * 60  # the losses of both processes
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(("processes", "accumulation", "kills"), [(1, 1, 10), (1, 4, 3), (2, 1, 10), (2, 4, 3)])
