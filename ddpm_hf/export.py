@@ -5,7 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 
@@ -35,6 +35,7 @@ def is_stock(pipe: ImageGenerationPipeline) -> bool:
         type(pipe.unet) is UNet2DModel
         and pipe.vae is None
         and pipe.config.num_classes is None
+        and isinstance(pipe.scheduler, DDPMScheduler)
         and pipe.scheduler.config.variance_type in ("fixed_small", "fixed_large")
     )
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 
 from ddpm_hf.build import build_denoiser
 from ddpm_hf.diffusion.schedule import build_scheduler
@@ -121,11 +121,18 @@ def test_latents_are_decoded_by_the_autoencoder_that_was_saved_with_them(tiny_re
     torch.testing.assert_close(decoded, (expected / 2 + 0.5).clamp(0, 1))
 
 
-def test_what_was_loaded_elsewhere_is_saved_again_the_same(tiny_recipe, tmp_path):
+@pytest.mark.parametrize("load", ["load_pipeline", "from_pretrained"])
+def test_what_was_loaded_is_saved_again_the_same(load, tiny_recipe, tmp_path, monkeypatch):
     """Diffusers' own save of a pipeline that came with code would name modules that no other process has."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     pipe = build(tiny_recipe(**{"model.kind": "peng", **DENOISERS["peng"], "condition.num_classes": 3}))
     save_pipeline(pipe, tmp_path / "first")
-    save_pipeline(load_pipeline(str(tmp_path / "first")), tmp_path / "second")
+    if load == "load_pipeline":
+        loaded = load_pipeline(str(tmp_path / "first"))
+    else:
+        loaded = DiffusionPipeline.from_pretrained(tmp_path / "first", trust_remote_code=True)
+        assert type(loaded).__module__.startswith("diffusers_modules.")
+    save_pipeline(loaded, tmp_path / "second")
     names = sorted(str(p.relative_to(tmp_path / "first")) for p in (tmp_path / "first").rglob("*"))
     assert names == sorted(str(p.relative_to(tmp_path / "second")) for p in (tmp_path / "second").rglob("*"))
     for name in names:

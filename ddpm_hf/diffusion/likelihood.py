@@ -24,10 +24,17 @@ def discretized_gaussian_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log
     # in logarithms, mirrored to the side of zero where the normal's tail is exact: bins far out keep their gradient
     mirror = (x > mean).to(x.dtype) * -2 + 1
     a, b = torch.where(mirror > 0, upper, -lower), torch.where(mirror > 0, lower, -upper)
-    log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
+    log_a, log_b = log_normal_cdf(a), log_normal_cdf(b)
     inside = log_a + torch.log1p(-(log_b - log_a).exp().clamp(max=1 - 1e-7))
-    edges = torch.where(x < -0.999, torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower))
+    edges = torch.where(x < -0.999, log_normal_cdf(upper), log_normal_cdf(-lower))
     return torch.where(x.abs() > 0.999, edges, inside)
+
+
+def log_normal_cdf(x: torch.Tensor) -> torch.Tensor:
+    """log of the standard normal's distribution function; torch.special.log_ndtr's gradient loses all digits far out."""
+    below, above = x.clamp(max=0) * -math.sqrt(0.5), x.clamp(min=0) * math.sqrt(0.5)
+    tail = torch.special.erfcx(below).log() - math.log(2) - below.square()
+    return torch.where(x < 0, tail, torch.log1p(-0.5 * torch.special.erfc(above)))
 
 
 def log_variance_of(process: DiffusionProcess, t: torch.Tensor, fraction: torch.Tensor | float) -> torch.Tensor:
@@ -59,7 +66,7 @@ def vlb_term(
 @torch.no_grad()
 def bits_per_dimension(
     process: DiffusionProcess,
-    predict: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    predict: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | float]],
     x0: torch.Tensor,
     prediction_type: PredictionType,
     generator: torch.Generator | None = None,
@@ -68,7 +75,7 @@ def bits_per_dimension(
     """The bound on -log2 p(x_0) per dimension: every term of it, each with one draw of x_t.
 
     `x0`: (N, C, H, W) in [-1, 1], of 8-bit pixels. `predict(x_t, t)` gives the denoiser's prediction (N, C, H, W) and
-    the fraction of equation 15's log variance, (N, C, H, W) or (N, 1, 1, 1). `clip` the predicted image to [-1, 1].
+    the fraction of equation 15's log variance, (N, C, H, W) or one number. `clip` the predicted image to [-1, 1].
     Returns the bound (N,) and its terms (N, T + 1), whose last is L_T, the prior's. Takes T forward passes.
     """
     terms = []

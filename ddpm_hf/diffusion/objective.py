@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from ddpm_hf.config import Condition, Diffusion
-from ddpm_hf.diffusion.likelihood import log_variance_of, vlb_term
+from ddpm_hf.diffusion.likelihood import bits_per_dimension, log_variance_of, vlb_term
 from ddpm_hf.diffusion.process import DiffusionProcess
 from ddpm_hf.diffusion.timesteps import ImportanceTimesteps, UniformTimesteps
 
@@ -84,17 +84,7 @@ class Objective:
         """The loss (N,) at the timesteps `t` (N,) with the noise `epsilon` (N, C, H, W)."""
         process, kind = self.process, self.diffusion.prediction_type
         x_t = process.q_sample(x0, t, epsilon)
-        with autocast():
-            if self.condition.num_classes is None:
-                output = denoiser(x_t, t).sample
-            else:
-                output = denoiser(x_t, t, class_labels=labels).sample
-        output = output.to(x0.dtype)
-        if self.diffusion.variance_type == "learned_range":
-            prediction, variance = output.chunk(2, dim=1)
-            fraction = (variance + 1) / 2  # the network gives v of equation 15 as [-1, 1]
-        else:
-            prediction, fraction = output, self.fixed_fraction
+        prediction, fraction = self._predict(denoiser, x_t, t, labels, autocast)
         if self.diffusion.loss == "mse":
             return self._mse(prediction, x0, t, epsilon)
         log_variance = log_variance_of(process, t, fraction)
@@ -106,11 +96,41 @@ class Objective:
         vlb = process.T * vlb_term(process, x0, x_t, t, predicted_x0, log_variance)
         return self._mse(prediction, x0, t, epsilon) + self.diffusion.vlb_weight * vlb
 
-    @property
-    def fixed_fraction(self) -> float:
-        """Where a variance that is not learned lies between beta tilde (0) and beta (1), in logarithms."""
-        exponent = self.diffusion.variance_exponent
-        return {"fixed_small": 0.0, "fixed_large": 1.0, "fixed_exponent": exponent}[self.diffusion.variance_type]
+    def bits_per_dimension(
+        self,
+        denoiser: Callable,
+        x0: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        autocast: Autocast = nullcontext,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The bound on each image's negative log-likelihood, (N,), and its terms, (N, T + 1); T forward passes."""
+
+        def predict(x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+            return self._predict(denoiser, x_t, t, labels, autocast)
+
+        return bits_per_dimension(self.process, predict, x0, self.diffusion.prediction_type, generator)
+
+    def _predict(
+        self, denoiser: Callable, x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, autocast: Autocast
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """The denoiser's prediction (N, C, H, W), and where the log variance lies between beta tilde (0) and beta (1)."""
+        with autocast():
+            if self.condition.num_classes is None:
+                output = denoiser(x_t, t).sample
+            else:
+                output = denoiser(x_t, t, class_labels=labels).sample
+        output = output.to(x_t.dtype)
+        match self.diffusion.variance_type:
+            case "learned_range":
+                prediction, variance = output.chunk(2, dim=1)
+                return prediction, (variance + 1) / 2  # the network gives v of equation 15 as [-1, 1]
+            case "fixed_small":
+                return output, 0.0
+            case "fixed_large":
+                return output, 1.0
+            case "fixed_exponent":
+                return output, self.diffusion.variance_exponent
 
     def _mse(self, prediction: torch.Tensor, x0: torch.Tensor, t: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
         """L_simple (Ho et al. 2020, equation 14), in what is predicted; weighted by min-SNR where asked."""

@@ -26,6 +26,8 @@ def build_sampler(name: str, trained: SchedulerMixin) -> SchedulerMixin:
         raise UserError(f"{name!r} is no sampler; choose from {', '.join(SAMPLERS)}")
     config = {**trained.config, "timestep_spacing": "trailing"}
     config.pop("_use_default_values", None)  # in memory alone: what a saved model says must mean the same
+    for key in ("use_karras_sigmas", "sigma_max"):
+        config.pop(key, None)  # heun's, where `trained` is one
     if name != "ddpm":
         config.pop("variance_type", None)  # their steps have no variance to choose; DPM-Solver would cut channels
     if name in ("dpmsolver++", "unipc") and config.get("clip_sample") and config.get("clip_sample_range", 1.0) == 1.0:
@@ -39,14 +41,17 @@ def build_sampler(name: str, trained: SchedulerMixin) -> SchedulerMixin:
 
 def _for_heun(trained: SchedulerMixin) -> dict:
     """Heun's method integrates over sigma, so its error grows with the ratio of neighbouring noise levels: evenly spaced
-    timesteps end a cosine schedule with one of a thousand. Karras et al. (2022) space the levels for it, equation 5."""
+    timesteps end a cosine schedule with one of a thousand. Karras et al. (2022) space the levels for it, equation 5.
+    No level is above 160, where the linear schedule ends: a cosine's 20,000 would take most of few steps."""
     config = {"use_karras_sigmas": True}
+    alpha_bar = (1 - trained.betas.double()).cumprod(dim=0)
     if trained.config.get("rescale_betas_zero_snr"):
         # it has no such setting, and divides by sqrt(alpha_bar): as the other solvers do, nearly zero instead of zero
+        alpha_bar[-1] = min(2**-24, alpha_bar[-2].item() / 2)
         betas = trained.betas.double()
-        betas[-1] = 1 - 2**-24 / (1 - betas[:-1]).prod()
+        betas[-1] = 1 - alpha_bar[-1] / alpha_bar[-2]
         config["trained_betas"] = betas.tolist()
-    return config
+    return config | {"sigma_max": min(160.0, ((1 - alpha_bar[-1]) / alpha_bar[-1]).sqrt().item())}
 
 
 def num_steps(name: str, steps: int | None, trained: SchedulerMixin) -> int:

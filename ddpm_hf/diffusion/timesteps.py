@@ -45,6 +45,7 @@ class ImportanceTimesteps:
         """Timesteps, int64 (n,), and the weights 1 / (T p_t) that keep the mean loss unbiased, float32 (n,)."""
         size = self.losses[:, : self.HISTORY].square().mean(dim=1).sqrt()
         p = size / size.sum().clamp(min=1e-30) * (1 - self.UNIFORM) + self.UNIFORM / self.T
+        p = p / p.sum()
         p = torch.where((self.seen >= self.HISTORY).all(), p, torch.full_like(p, 1 / self.T))
         t = torch.multinomial(p, n, replacement=True)
         return t, 1 / (self.T * p[t])

@@ -55,9 +55,9 @@ class ImageGenerationPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
-        eta: float = 0.0,
         output_type: str = "pil",
         return_dict: bool = True,
+        eta: float = 0.0,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], None] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """
@@ -69,9 +69,9 @@ class ImageGenerationPipeline(DiffusionPipeline):
         `num_inference_steps`: every timestep for DDPM, 50 for other schedulers, if not given.
         `generator`: one, or a list with one an image; then an image does not depend on its batch.
         `latents`: the noise to start from, (N, C, H, W); drawn if not given.
-        `eta`: noise of DDIM's steps, 0 to 1.
         `output_type`: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W), floats in [0, 1]; "latent", what the denoiser made,
         not decoded, (N, C, H, W).
+        `eta`: noise of DDIM's steps, 0 to 1.
         `callback_on_step_end(pipe, i, t, {"latents": x})` sees every state of the reverse process, (N, C, H, W), as the
         denoiser sees it.
         """
@@ -126,12 +126,12 @@ class ImageGenerationPipeline(DiffusionPipeline):
                 raise ValueError("class_labels given to an unconditional model; leave them out")
             return None
         if class_labels is None:
-            class_labels = [num_classes] * batch_size  # the null class
-        elif isinstance(class_labels, (int, str)):
-            class_labels = [self.label_id(class_labels)] * batch_size
-        else:
-            given = class_labels.tolist() if isinstance(class_labels, torch.Tensor) else list(class_labels)
-            class_labels = [self.label_id(label) for label in given]
+            class_labels = num_classes  # the null class
+        if hasattr(class_labels, "tolist"):  # a tensor's or an array's numbers
+            class_labels = class_labels.tolist()
+        if isinstance(class_labels, (int, str)):
+            class_labels = [class_labels] * batch_size
+        class_labels = [self.label_id(label) for label in class_labels]
         if len(class_labels) != batch_size:
             raise ValueError(f"{len(class_labels)} class_labels for a batch of {batch_size}; give one, or one an image")
         return torch.tensor(class_labels, device=self._execution_device)

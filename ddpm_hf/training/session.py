@@ -6,10 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from diffusers import DDPMScheduler, ModelMixin
 from torch.utils.data import DataLoader
 
@@ -23,12 +22,13 @@ from ddpm_hf.errors import ProcessError, UserError
 from ddpm_hf.export import save_pipeline
 from ddpm_hf.pictures import grid
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
-from ddpm_hf.sampling import Sampling, draw_images
+from ddpm_hf.sampling import Sampling
 from ddpm_hf.training.checkpoints import Checkpoint, Checkpoints, load_optimizer_tensors, optimizer_tensors
 from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.loop import Event, Progress, training_loop
 from ddpm_hf.training.optimization import build_optimizer, learning_rate
 from ddpm_hf.training.run_folder import RunFolder
+from ddpm_hf.training.shared import draw_together, validation_loss
 from ddpm_hf.training.signals import StopRequest
 from ddpm_hf.training.tracking import Meter, Tracking
 
@@ -211,45 +211,22 @@ class Session:
         self.tracking.log({"step": progress.step, "images_seen": progress.images_seen, "learning_rate": rate, **values})
         self._stop_if_diverged()
 
-    @torch.no_grad()
     def validate(self, progress: Progress) -> None:
-        """The EMA weights' loss on the held-out images; timesteps and noise are the same each time."""
-        sums = torch.zeros(2, device=self.accelerator.device)
-        size, rank, processes = (
-            self.recipe.train.batch_size,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
+        """The EMA weights' loss on the held-out images."""
+        size = self.recipe.train.batch_size
+        loss = validation_loss(
+            self.ema.model, self.objective, self.codec, self.images, self.held_out, size, self.accelerator
         )
-        for number, start in enumerate(range(0, len(self.held_out), size)):
-            if number % processes == rank:
-                torch.manual_seed(number)
-                batch = self.images.plain(self.held_out[start : start + size])
-                x0 = self.codec.encode(batch["images"].to(self.accelerator.device))
-                labels = batch["labels"].to(self.accelerator.device)
-                loss = self.objective.validation(self.ema.model, x0, labels, self.accelerator.autocast)
-                sums += torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=loss.device)])
-        total, count = self.accelerator.reduce(sums, "sum").tolist()
-        self.validation = (progress.step, total / count)
-        self.tracking.log(
-            {"step": progress.step, "images_seen": progress.images_seen, "validation_loss": total / count}
-        )
+        self.validation = (progress.step, loss)
+        self.tracking.log({"step": progress.step, "images_seen": progress.images_seen, "validation_loss": loss})
 
     def draw_samples(self, progress: Progress) -> None:
-        """A grid of the same seeds each time; every process draws a share, so that none waits for another."""
-        sample, rank, processes = self.recipe.sample, self.accelerator.process_index, self.accelerator.num_processes
-        seeds = list(range(sample.seed, sample.seed + sample.num_images))
-        mine = seeds[rank::processes]
-        try:
-            with self.accelerator.autocast():
-                sampling = Sampling.of_recipe(sample)
-                images = draw_images(self.pipeline, mine, sample.batch_size, sampling) if mine else []
-        except torch.OutOfMemoryError:
-            raise ProcessError(
-                f"out of memory while drawing samples: lower sample.batch_size, {sample.batch_size}"
-            ) from None
-        drawn = dict(gather_object(list(zip(mine, images, strict=True))))
+        """A grid of the same seeds each time."""
+        sample = self.recipe.sample
+        seeds = range(sample.seed, sample.seed + sample.num_images)
+        images = draw_together(self.pipeline, seeds, sample.batch_size, Sampling.of_recipe(sample), self.accelerator)
         if self.accelerator.is_main_process:
-            picture = grid(np.stack([drawn[seed] for seed in seeds]))
+            picture = grid(images)
             self.run.samples.mkdir(exist_ok=True)
             picture.save(self.run.samples / f"step-{progress.step:08d}.png")
             self.tracking.log_picture(picture, progress.step)

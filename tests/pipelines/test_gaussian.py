@@ -67,10 +67,10 @@ class Knows(ModelMixin, ConfigMixin):
         a, s = 1 / np.sqrt(1 + sigma2), np.sqrt(sigma2 / (1 + sigma2))
         x = sample.flatten(1).double()
         labels = torch.zeros(len(x), dtype=torch.int64) if class_labels is None else class_labels
-        x0 = torch.empty_like(x)
-        for label in labels.unique().tolist():
+        x0 = torch.full_like(x, torch.nan)
+        for label in range(3):
             P, p = posterior_of_x0(label, a**2)
-            x0[labels == label] = x[labels == label] @ torch.tensor(P.T) + torch.tensor(p)
+            x0 = torch.where(labels[:, None] == label, x @ torch.tensor(P.T) + torch.tensor(p), x0)
         epsilon = (x - a * x0) / s
         out = {"epsilon": epsilon, "sample": x0, "v_prediction": a * epsilon - s * x0}[self.kind]
         return UNet2DOutput(sample=out.float().view_as(sample))
@@ -130,8 +130,11 @@ variants = pytest.mark.parametrize(("sampler", "settings", "options"), VARIANTS.
 # ---- what comes of each noise
 
 
-@pytest.mark.parametrize("guidance", [{}, {"guidance": 2.5}, {"guidance": 0.0}, {"guidance": 4.0, "interval": (0.4, 6.1)}],
-                         ids=["off", "2.5", "0", "interval"])  # fmt: skip
+@pytest.mark.parametrize(
+    "guidance",
+    [{}, {"guidance": 2.5}, {"guidance": 4.0, "interval": (0.4, 6.1)}],
+    ids=["unguided", "guided", "guided-within"],
+)
 @pytest.mark.parametrize("steps", [50, 7])
 @pytest.mark.parametrize("kind", KINDS)
 @variants
@@ -165,7 +168,7 @@ def test_every_noise_becomes_what_the_papers_say(sampler, settings, options, kin
 @variants
 def test_many_samples_have_the_moments_of_the_recursion(sampler, settings, options, steps):
     """With noise that the pipeline draws by itself: fresh for each step, and for each image."""
-    pipe, n = pipeline(sampler, **settings), 20_000
+    pipe, n = pipeline(sampler, **settings), 4_000
     images = pipe(
         n,
         "square",
@@ -191,9 +194,16 @@ def errors(mean, covariance, label=1):
 
 @pytest.mark.parametrize(
     ("name", "close"),
-    [("ddpm-small", 0.03), ("ddpm-large", 0.03), ("ddim", 0.02), ("ddim-1", 0.03), ("dpmsolver++", 0.002),
-     ("unipc", 0.001), ("heun", 0.001)],
-)  # fmt: skip
+    [
+        ("ddpm-small", 0.06),
+        ("ddpm-large", 0.02),
+        ("ddim", 0.03),
+        ("ddim-1", 0.06),
+        ("dpmsolver++", 0.003),
+        ("unipc", 0.003),
+        ("heun", 0.003),
+    ],
+)
 def test_more_steps_come_closer_to_the_data(name, close):
     """Of a thousand timesteps, by default; unguided, the mean's and the covariance's error fall with every doubling.
 
@@ -203,7 +213,7 @@ def test_more_steps_come_closer_to_the_data(name, close):
     pipe = pipeline(sampler, T=1000, **settings)
     table = pipe.scheduler.alphas_cumprod.double().numpy()
     found = []
-    for steps in (8, 16, 32, 64, 128):
+    for steps in (32, 64, 128, 256):
         M = affine_map(sampler, table, steps, 1, **options)
         if sampler != "ddpm" and not options:
             basis = torch.cat([torch.zeros(1, 4), torch.eye(4)]).view(5, 1, 2, 2)
@@ -213,8 +223,8 @@ def test_more_steps_come_closer_to_the_data(name, close):
             M = mapped
         found.append(errors(*moments(M)))
     for before, after in pairwise(found):
-        assert after[0] < max(before[0], 2e-3)  # what is left at x_T of the image, and float32
-        assert after[1] < max(before[1], 2e-3)
+        assert after[0] < 2e-3  # the share of the mean that is left at x_T, where sampling begins without it
+        assert after[1] < 0.7 * before[1]
     assert max(found[-1]) < close, found
 
 

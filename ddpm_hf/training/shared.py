@@ -1,0 +1,54 @@
+"""Work that all processes share, so that none waits for another."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers import ModelMixin
+
+from ddpm_hf.codec import PixelCodec
+from ddpm_hf.data.dataset import TrainingImages
+from ddpm_hf.diffusion.objective import Objective
+from ddpm_hf.errors import ProcessError
+from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
+from ddpm_hf.sampling import Sampling, draw_images
+
+
+@torch.no_grad()
+def validation_loss(
+    denoiser: ModelMixin,
+    objective: Objective,
+    codec: PixelCodec,
+    images: TrainingImages,
+    indices: Sequence[int],
+    batch_size: int,
+    accelerator: Accelerator,
+) -> float:
+    """The mean loss of the images at `indices`; their timesteps and noise are the same each time."""
+    device = accelerator.device
+    sums = torch.zeros(2, device=device)
+    for number, start in enumerate(range(0, len(indices), batch_size)):
+        if number % accelerator.num_processes == accelerator.process_index:
+            torch.manual_seed(number)
+            batch = images.plain(indices[start : start + batch_size])
+            x0, labels = codec.encode(batch["images"].to(device)), batch["labels"].to(device)
+            loss = objective.validation(denoiser, x0, labels, accelerator.autocast)
+            sums += torch.stack([loss.sum(), torch.tensor(float(len(loss)), device=device)])
+    total, count = accelerator.reduce(sums, "sum").tolist()
+    return total / count
+
+
+def draw_together(
+    pipe: ImageGenerationPipeline, seeds: Sequence[int], batch_size: int, sampling: Sampling, accelerator: Accelerator
+) -> np.ndarray:
+    """One image a seed, uint8 (N, C, H, W), on every process; each draws a share of them."""
+    mine = seeds[accelerator.process_index :: accelerator.num_processes]
+    try:
+        with accelerator.autocast():
+            images = draw_images(pipe, mine, batch_size, sampling) if mine else []
+    except torch.OutOfMemoryError:
+        raise ProcessError(f"out of memory while drawing samples: lower sample.batch_size, {batch_size}") from None
+    drawn = dict(gather_object(list(zip(mine, images, strict=True))))
+    return np.stack([drawn[seed] for seed in seeds])
