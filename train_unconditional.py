@@ -33,7 +33,7 @@ def main() -> None:
     import torch
 
     from ddpm_hf.build import build_denoiser
-    from ddpm_hf.data.prepare import prepare
+    from ddpm_hf.data.prepare import prepare, validation_data
     from ddpm_hf.diffusion.schedule import build_scheduler
     from ddpm_hf.training.accelerator import build_accelerator
     from ddpm_hf.training.session import Session
@@ -45,7 +45,9 @@ def main() -> None:
     denoiser = build_denoiser(recipe)
     scheduler = build_scheduler(recipe.diffusion)
     images = prepare(recipe.data)  # of several processes one prepares, the others wait for it
-    Session(recipe, images, denoiser, scheduler, accelerator).train()
+    validation = validation_data(recipe.data)
+    validation_images = validation and prepare(validation)
+    Session(recipe, images, denoiser, scheduler, accelerator, validation_images).train()
 
 
 def warn(recipe: Recipe) -> None:

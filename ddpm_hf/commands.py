@@ -10,6 +10,7 @@ from tqdm import tqdm
 from ddpm_hf.config import Recipe
 from ddpm_hf.data.dataset import TrainingImages
 from ddpm_hf.data.prepare import prepare as prepare_store
+from ddpm_hf.data.prepare import validation_data
 from ddpm_hf.data.preview import preview
 from ddpm_hf.diffusion.samplers import build_sampler
 from ddpm_hf.errors import UserError
@@ -92,6 +93,9 @@ def prepare(options: argparse.Namespace, recipe: Recipe) -> None:
     """`ddpm-hf prepare`: the prepared store, and a picture from it."""
     store = prepare_store(recipe.data)
     print(f"{len(store):,} images in {store.folder}")
+    if (validation := validation_data(recipe.data)) is not None:
+        held = prepare_store(validation)
+        print(f"{len(held):,} images to validate on in {held.folder}")
     if options.preview:
         preview(TrainingImages(store, recipe.data), options.preview)
         print(f"what the model will see: {options.preview}")

@@ -88,8 +88,13 @@ WRONG = [
     ({"train.weight_decay": 0.1}, "train.weight_decay: needs train.optimizer: adamw"),
     (
         {"train.validate_every": 10},
-        "train.validate_every: needs images to validate on; set data.held_out, such as 0.02",
+        "train.validate_every: needs images to validate on; set data.held_out, such as 0.02, or data.validation_split",
     ),
+    (
+        {"data.validation_split": "test", "data.held_out": 0.1},
+        "data.held_out: is given together with data.validation_split; keep one of them",
+    ),
+    ({"data.validation_split": "train"}, "data.validation_split: train is what is trained on; name another split"),
     # denoisers
     (
         {"model.kind": "pang"},

@@ -191,8 +191,16 @@ def _check_sampling(recipe: "Recipe") -> None:
 
 
 def _check_validation(recipe: "Recipe") -> None:
-    if recipe.train.validate_every and not recipe.data.held_out:
-        raise _contradiction("train.validate_every", "needs images to validate on; set data.held_out, such as 0.02")
+    data = recipe.data
+    if data.validation_split is not None and data.held_out:
+        raise _contradiction("data.held_out", "is given together with data.validation_split; keep one of them")
+    if data.validation_split == data.split:
+        raise _contradiction("data.validation_split", f"{data.split} is what is trained on; name another split")
+    if recipe.train.validate_every and not (data.held_out or data.validation_split):
+        raise _contradiction(
+            "train.validate_every",
+            "needs images to validate on; set data.held_out, such as 0.02, or data.validation_split",
+        )
 
 
 def _check_trackers(recipe: "Recipe") -> None:

@@ -38,6 +38,9 @@ class Data(Section):
         "center", "the part kept where an image's shape is not the resolution's"
     )
     flip: bool = setting(False, "mirror half of the images left to right, drawn afresh each time")
+    validation_split: str | None = setting(
+        None, "another split of the source, for the validation loss; instead of held_out"
+    )
     held_out: float = setting(0.0, "share of the images kept out of training, for the validation loss", ge=0, le=0.5)
     on_bad_image: Literal["stop", "skip"] = setting("stop", "what to do with a file that cannot be read")
     store: str | None = setting(

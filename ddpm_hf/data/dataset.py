@@ -80,6 +80,15 @@ def check_labels(store: PreparedStore, num_classes: int | None) -> None:
         )
 
 
+def check_same_classes(store: PreparedStore, validation: PreparedStore) -> None:
+    """Raises `UserError` where a label would not mean the same class in both."""
+    if store.class_names != validation.class_names:
+        raise UserError(
+            f"data.validation_split: its classes are {validation.class_names}, those trained on {store.class_names};"
+            " use a split with the same, or data.held_out"
+        )
+
+
 def is_flipped(draw: int) -> bool:
     return bool(int(draw) >> 63 & 1)
 

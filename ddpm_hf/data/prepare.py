@@ -41,6 +41,19 @@ def prepare(data: Data, *, progress: bool = True) -> PreparedStore:
     return _finished(data, folder, wanted) or _prepare(data, source, wanted, folder, progress)
 
 
+def validation_data(data: Data) -> Data | None:
+    """The validation split as a data section of its own, in a store of its own; None where there is none."""
+    if data.validation_split is None:
+        return None
+    return data.model_copy(
+        update={
+            "split": data.validation_split,
+            "validation_split": None,
+            "store": data.store and f"{data.store.rstrip('/')}-{data.validation_split}",
+        }
+    )
+
+
 def images_in(data: Data) -> int:
     """How many images there are, without preparing them: those prepared, else those of the source, good or bad."""
     source = open_source(data)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ddpm_hf.codec import PixelCodec
 from ddpm_hf.config import Recipe
-from ddpm_hf.data.dataset import TrainingImages, as_it_is, check_labels
+from ddpm_hf.data.dataset import TrainingImages, as_it_is, check_labels, check_same_classes
 from ddpm_hf.data.sampler import SampleOrder, split_held_out
 from ddpm_hf.data.store import PreparedStore
 from ddpm_hf.diffusion.objective import Objective
@@ -43,6 +43,7 @@ class Session:
         denoiser: ModelMixin,
         scheduler: DDPMScheduler,
         accelerator: Accelerator,
+        validation_store: PreparedStore | None = None,
     ) -> None:
         train = recipe.train
         self.recipe, self.store, self.scheduler, self.accelerator = recipe, store, scheduler, accelerator
@@ -67,7 +68,13 @@ class Session:
         self.pipeline = self._build_pipeline()
         self.codec = PixelCodec()
 
-        self.train_indices, self.held_out = split_held_out(len(store), recipe.data.held_out, recipe.run.seed)
+        self.images = TrainingImages(store, recipe.data)
+        self.train_indices, held_out = split_held_out(len(store), recipe.data.held_out, recipe.run.seed)
+        self.validation_images, self.validation_indices = self.images, held_out
+        if validation_store is not None:
+            check_same_classes(store, validation_store)
+            self.validation_images = TrainingImages(validation_store, recipe.data)
+            self.validation_indices = range(len(validation_store))
         self.batch = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         self.steps_per_epoch = len(self.train_indices) / self.batch
         self.max_steps = train.max_steps or math.ceil(train.epochs * self.steps_per_epoch)
@@ -212,10 +219,16 @@ class Session:
         self._stop_if_diverged()
 
     def validate(self, progress: Progress) -> None:
-        """The EMA weights' loss on the held-out images."""
+        """The EMA weights' loss on images that are not trained on."""
         size = self.recipe.train.batch_size
         loss = validation_loss(
-            self.ema.model, self.objective, self.codec, self.images, self.held_out, size, self.accelerator
+            self.ema.model,
+            self.objective,
+            self.codec,
+            self.validation_images,
+            self.validation_indices,
+            size,
+            self.accelerator,
         )
         self.validation = (progress.step, loss)
         self.tracking.log({"step": progress.step, "images_seen": progress.images_seen, "validation_loss": loss})
@@ -248,7 +261,6 @@ class Session:
             )
             return
         train, run_seed = self.recipe.train, self.recipe.run.seed
-        self.images = TrainingImages(self.store, self.recipe.data)
         order = SampleOrder(
             self.train_indices,
             train.batch_size,
@@ -280,7 +292,7 @@ class Session:
             Event(1, lambda _: self.tracking.bar.update()),
             Event(self.recipe.track.log_every, self.log, on_stop=True),
         ]
-        if len(self.held_out):
+        if len(self.validation_indices):
             events.append(Event(train.validate_every or train.checkpoint_every, paused(self.validate)))
         events.append(Event(self.recipe.sample.every or train.checkpoint_every, paused(self.draw_samples)))
         # last, so that everything due at a step has been done where its checkpoint is resumed from

@@ -15,7 +15,7 @@ def build_session():
 
     def build(recipe):
         from ddpm_hf.build import build_denoiser
-        from ddpm_hf.data.prepare import prepare
+        from ddpm_hf.data.prepare import prepare, validation_data
         from ddpm_hf.diffusion.schedule import build_scheduler
         from ddpm_hf.training.accelerator import build_accelerator
         from ddpm_hf.training.session import Session
@@ -24,8 +24,14 @@ def build_session():
         accelerator = build_accelerator(recipe)
         torch.manual_seed(recipe.run.seed)
         denoiser = build_denoiser(recipe)
+        store, validation = prepare(recipe.data, progress=False), validation_data(recipe.data)
         return Session(
-            recipe, prepare(recipe.data, progress=False), denoiser, build_scheduler(recipe.diffusion), accelerator
+            recipe,
+            store,
+            denoiser,
+            build_scheduler(recipe.diffusion),
+            accelerator,
+            validation and prepare(validation, progress=False),
         )
 
     return build

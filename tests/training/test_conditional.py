@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from ddpm_hf.cli import main
 from ddpm_hf.errors import UserError
@@ -120,3 +121,28 @@ def test_a_saved_pipeline_draws_what_the_run_draws(tiny_recipe, build_session):
     sampling = Sampling("dpmsolver++", 5, guidance_scale=2.0)
     ours = draw_images(session.pipeline, range(4), 4, sampling)
     np.testing.assert_array_equal(draw_images(load_pipeline(str(session.run.path)), range(4), 4, sampling), ours)
+
+
+def test_a_validation_split_is_read_and_never_trained_on(tiny_recipe, build_session, tmp_path):
+    """Two splits of real digits: the loss is of the second one's images, and the weights do not depend on it."""
+    pixels, labels = load_digits(return_X_y=True)
+    for split, part in (("train", slice(0, 300)), ("test", slice(300, 340)), ("validation", slice(340, 420))):
+        for i, (image, label) in enumerate(zip(pixels[part], labels[part], strict=True)):
+            folder = tmp_path / "digits" / split / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image.reshape(8, 8) * 15).astype(np.uint8)).save(folder / f"{i}.png")
+    weights, losses = [], []
+    for split in ("test", "validation"):
+        recipe = tiny_recipe(
+            **LABELS,
+            **{"data.source": str(tmp_path / "digits"), "data.store": str(tmp_path / split), "run.name": split},
+            **{"data.validation_split": split},
+        )
+        session = build_session(recipe)
+        assert len(session.train_indices) == 300
+        assert len(session.validation_images) == {"test": 40, "validation": 80}[split]
+        session.train()
+        weights.append(tensors(session, 8, "model"))
+        losses.append(session.validation[1])
+    assert same_tensors(*weights)
+    assert losses[0] != losses[1]
