@@ -92,8 +92,10 @@ class ImageGenerationPipeline(DiffusionPipeline):
             raise ValueError(f"latents of shape {tuple(latents.shape)}; this model and batch need {shape}")
         x = latents.to(self._execution_device, torch.float32) * scheduler.init_noise_sigma
 
+        # a clipped x_0 goes with the noise that x_t then holds, as in the papers' code; Diffusers' DDIM asks for it
+        options = {"generator": generator, "eta": eta, "use_clipped_model_output": True}
         accepted = inspect.signature(scheduler.step).parameters
-        options = {k: v for k, v in {"generator": generator, "eta": eta}.items() if k in accepted}
+        options = {name: value for name, value in options.items() if name in accepted}
         for i, t in enumerate(self.progress_bar(timesteps)):
             # 2. what the denoiser predicts of x_t: noise, x_0 or v
             low, high = guidance_interval or (0, float("inf"))

@@ -57,6 +57,7 @@ def test_ddim_steps_to_the_next_timestep_whether_or_not_the_steps_divide_T(tiny_
             epsilon = tiny_unet(seen[i], t).sample.double()
         previous = alpha_bar[timesteps[i + 1]] if i + 1 < steps else 1.0
         x0 = ((x - (1 - alpha_bar[t]) ** 0.5 * epsilon) / alpha_bar[t] ** 0.5).clamp(-1, 1)
+        epsilon = (x - alpha_bar[t] ** 0.5 * x0) / (1 - alpha_bar[t]) ** 0.5  # what x holds beside the clipped image
         expected = previous**0.5 * x0 + (1 - previous) ** 0.5 * epsilon
         torch.testing.assert_close(seen[i + 1].double(), expected, atol=1e-5, rtol=1e-5)
 

@@ -77,7 +77,7 @@ class ReferenceSteps:
             case "ddpm":
                 return self.ddpm(i, x, self.clip(x0), z, fraction)
             case "ddim":
-                return self.ddim(i, x, x0, z)
+                return self.ddim(i, x, self.clip(x0), z)
             case "dpmsolver++":
                 return self.dpm_solver(i, x, self.clip(x0))
             case "unipc":
@@ -96,11 +96,11 @@ class ReferenceSteps:
         return mean + (beta**fraction * tilde ** (1 - fraction)) ** 0.5 * z
 
     def ddim(self, i, x, x0, z):
-        """Song et al. (2021), equations 12 and 16."""
+        """Song et al. (2021), equations 12 and 16; the noise is what x holds beside the image, clipped or not."""
         a, b = self.alpha_bar[i : i + 2]
         epsilon = (x - a**0.5 * x0) / (1 - a) ** 0.5
         sigma = self.eta * ((1 - b) / (1 - a)) ** 0.5 * (1 - a / b) ** 0.5
-        after = b**0.5 * self.clip(x0) + (1 - b - sigma**2) ** 0.5 * epsilon
+        after = b**0.5 * x0 + (1 - b - sigma**2) ** 0.5 * epsilon
         return after + sigma * z if sigma else after
 
     def log_snr(self, i):
