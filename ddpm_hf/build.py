@@ -88,6 +88,11 @@ def _pretrained_denoiser(recipe: Recipe, load_weights: bool) -> ModelMixin:
     source, kind = recipe.model.pretrained, DENOISERS[recipe.model.kind]
     try:
         config = DiffusionPipeline.load_config(source)
+        theirs = (config.get("unet") or [None, None])[1]
+        if theirs != kind.__name__:
+            named = {cls.__name__: name for name, cls in DENOISERS.items()}
+            mend = f"set model.kind: {named[theirs]}" if theirs in named else "which none here continues"
+            raise UserError(f"model.pretrained: {source} holds a {theirs}, no {kind.__name__}; {mend}")
         if load_weights:
             denoiser = kind.from_pretrained(source, subfolder="unet")
         else:
@@ -96,10 +101,6 @@ def _pretrained_denoiser(recipe: Recipe, load_weights: bool) -> ModelMixin:
         raise UserError(
             f"model.pretrained: no pipeline with a {kind.__name__} at {source}: {str(error).splitlines()[0]}"
         ) from None
-    if config.get("unet", [None, None])[1] != kind.__name__:
-        raise UserError(
-            f"model.pretrained: {source} holds {config.get('_class_name')}, whose denoiser is no {kind.__name__}"
-        )
     size = denoiser.config.sample_size
     size = (size, size) if isinstance(size, int) else tuple(size or recipe.data.resolution)
     outputs = 2 if recipe.diffusion.variance_type == "learned_range" else 1

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import math
 import sys
 import types
@@ -79,19 +80,24 @@ def _help(name: str, fields: dict[type[Section], FieldInfo], of_all: bool) -> st
     if name == "kind":
         meanings = "; ".join(f"{field.default}: {field.description}" for field in fields.values())
         return f"{meanings} (default: {next(iter(fields.values())).default})"
-    meanings = dict.fromkeys(field.description for field in fields.values())
-    defaults = {_default(field) for field in fields.values()}
-    if of_all and len(defaults) == 1:
-        return f"{' / '.join(meanings)} ({defaults.pop()})"
-    each = "; ".join(f"{kind.model_fields['kind'].default} {_default(field)}" for kind, field in fields.items())
-    return f"{' / '.join(meanings)} ({each})"
+    texts = {kind: f"{field.description} ({_default(field)})" for kind, field in fields.items()}
+    if of_all and len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    if len({field.description for field in fields.values()}) == 1:
+        defaults = "; ".join(f"{_kind(kind)}: {_default(field)}" for kind, field in fields.items())
+        return f"{next(iter(fields.values())).description} ({defaults})"
+    return "; ".join(f"{_kind(kind)}: {text}" for kind, text in texts.items())
+
+
+def _kind(section: type[Section]) -> str:
+    return section.model_fields["kind"].default
 
 
 def _default(setting: FieldInfo) -> str:
     if setting.default is PydanticUndefined:
         return "required"
     value = list(setting.default) if isinstance(setting.default, tuple) else setting.default
-    return f"default: {'null' if value is None else value}"
+    return f"default: {json.dumps(value) if value is None or isinstance(value, bool) else value}"
 
 
 def _type_name(fields: dict[type[Section], FieldInfo]) -> str:

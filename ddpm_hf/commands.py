@@ -26,10 +26,7 @@ def sample(options: argparse.Namespace) -> None:
         raise UserError(f"--out: {out} should be a folder, a .png file or an .npz file")
     device = options.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     pipe = load_pipeline(options.model)
-    sampling = Sampling(
-        options.sampler, options.steps, options.eta, _label(options), options.guidance_scale, options.guidance_interval
-    )
-    _check_sampling(pipe, sampling)
+    sampling = _sampling(pipe, options)
     seeds = range(options.seed, options.seed + options.num_images)
     if out.suffix not in (".png", ".npz") and (others := {p.name for p in out.glob("*.png")} - set(map(_name, seeds))):
         raise UserError(f"--out: {out} already holds {len(others)} other PNG files; name an empty or a new folder")
@@ -59,30 +56,43 @@ def sample(options: argparse.Namespace) -> None:
         print(f"the denoising film strip in {options.strip}")
 
 
-def _label(options: argparse.Namespace) -> int | str | None:
-    """`--class` as an id if it is one; a class that is named by a number is found by its id."""
-    text = options.class_label
-    return int(text) if text is not None and text.isdigit() else text
-
-
-def _check_sampling(pipe: ImageGenerationPipeline, sampling: Sampling) -> None:
-    """Finds mistakes before the expensive part."""
-    build_sampler(sampling.sampler, pipe.scheduler)
-    if sampling.class_label is not None and pipe.config.num_classes is not None:
-        try:
-            pipe.label_id(sampling.class_label)
-        except ValueError as error:
-            raise UserError(f"--class: {error}") from None
-    if sampling.eta and sampling.sampler != "ddim":
-        raise UserError(f"--eta: is for --sampler ddim; {sampling.sampler} has no such setting")
+def _sampling(pipe: ImageGenerationPipeline, options: argparse.Namespace) -> Sampling:
+    """What the options ask for; finds mistakes before the expensive part."""
+    build_sampler(options.sampler, pipe.scheduler)
+    if options.eta and options.sampler != "ddim":
+        raise UserError(f"--eta: is for --sampler ddim; {options.sampler} has no such setting")
+    if options.eta > 1:
+        raise UserError(f"--eta: {options.eta:g} is more than 1, which adds as much noise as ddpm")
     if pipe.config.num_classes is None:
         for option, given in (
-            ("--class", sampling.class_label is not None),
-            ("--guidance_scale", sampling.guidance_scale != 1),
-            ("--guidance_interval", sampling.guidance_interval is not None),
+            ("--class", options.class_label is not None),
+            ("--guidance_scale", options.guidance_scale != 1),
+            ("--guidance_interval", options.guidance_interval is not None),
         ):
             if given:
                 raise UserError(f"{option}: this model is unconditional, it knows no classes; leave {option} out")
+    if options.guidance_interval is not None:
+        if options.guidance_scale == 1:
+            raise UserError("--guidance_interval: needs a --guidance_scale; at 1 there is no guidance")
+        if not options.guidance_interval[0] < options.guidance_interval[1]:
+            raise UserError(f"--guidance_interval: {options.guidance_interval} should be the lower noise level first")
+    return Sampling(
+        options.sampler,
+        options.steps,
+        options.eta,
+        None if options.class_label is None else _label(pipe, options.class_label),
+        options.guidance_scale,
+        options.guidance_interval,
+    )
+
+
+def _label(pipe: ImageGenerationPipeline, text: str) -> int:
+    """`--class`: a name, or an id where no class has such a name."""
+    named = text in (pipe.config.id2label or {}).values()
+    try:
+        return pipe.label_id(text if named or not text.isdigit() else int(text))
+    except ValueError as error:
+        raise UserError(f"--class: {error}") from None
 
 
 def _name(seed: int) -> str:

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 
-from ddpm_hf.build import DENOISERS
+from ddpm_hf.build import DENOISERS, num_classes_of
 from ddpm_hf.config import Sample
 from ddpm_hf.diffusion.samplers import build_sampler, num_steps
 from ddpm_hf.errors import UserError
@@ -60,7 +61,7 @@ def load_pipeline(source: str) -> ImageGenerationPipeline:
     disable_progress_bar()  # of loading, which takes a moment
     try:
         index = DiffusionPipeline.load_config(source)
-        pipe = _load_own(source, index) if isinstance(index["_class_name"], list) else _load_stock(source)
+        pipe = _load(source, {name: entry for name, entry in index.items() if isinstance(entry, (list, tuple))}, index)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"{source}: cannot be loaded as a Diffusers pipeline: {str(error).strip().splitlines()[0]}"
@@ -70,30 +71,35 @@ def load_pipeline(source: str) -> ImageGenerationPipeline:
     return pipe
 
 
-def _load_stock(source: str) -> ImageGenerationPipeline:
-    pipe = DiffusionPipeline.from_pretrained(source)
-    if set(pipe.components) != {"unet", "scheduler"}:
-        raise UserError(f"{source}: a {type(pipe).__name__}, which has more parts than a denoiser and a scheduler")
-    return ImageGenerationPipeline(pipe.unet, pipe.scheduler)
-
-
-def _load_own(source: str, index: dict) -> ImageGenerationPipeline:
-    """A pipeline that `ddpm_hf.export` saved."""
-    ours = {cls.__name__: cls for cls in DENOISERS.values()}
-    unet, scheduler = index["unet"][1], index["scheduler"][1]
-    if index["_class_name"][1] != ImageGenerationPipeline.__name__ or unet not in ours:
+def _load(source: str, parts: dict[str, list], index: dict) -> ImageGenerationPipeline:
+    """`parts` are the index's entries [library, class]; nothing is downloaded before they are known to fit."""
+    class_of = {name: entry[1] for name, entry in parts.items() if len(entry) == 2 and entry[1] is not None}
+    own = class_of.pop("_class_name", None)
+    named = own is not None or isinstance(index.get("_class_name"), str)
+    if not named or set(class_of) - {"vae"} != {"unet", "scheduler"} or ("vae" in class_of and own is None):
         raise UserError(
-            f"{source}: a {index['_class_name'][1]} with a {unet}, which needs code of its own; load it in Diffusers with"
-            " trust_remote_code=True if you trust it"
+            f"{source}: a {own or index.get('_class_name')}, which is not made of a denoiser and a scheduler alone"
         )
-    parts = {
-        "unet": ours[unet].from_pretrained(source, subfolder="unet"),
-        "scheduler": getattr(diffusers, scheduler).from_pretrained(source, subfolder="scheduler"),
+    known = {cls.__name__: cls for cls in DENOISERS.values()}
+    if own not in (None, ImageGenerationPipeline.__name__) or class_of["unet"] not in known:
+        raise UserError(
+            f"{source}: a {own or index['_class_name']} with a {class_of['unet']}, which needs code of its own; load it in"
+            " Diffusers with trust_remote_code=True if you trust it"
+        )
+    scheduler = getattr(diffusers, class_of["scheduler"], None)
+    if scheduler is None or not {"trained_betas", "beta_schedule"} <= set(signature(scheduler).parameters):
+        raise UserError(f"{source}: a {class_of['scheduler']}, whose noise schedule is not one of betas")
+    loaded = {
+        "unet": known[class_of["unet"]].from_pretrained(source, subfolder="unet"),
+        "scheduler": scheduler.from_pretrained(source, subfolder="scheduler"),
     }
-    if (index.get("vae") or [None])[0] is not None:
-        parts["vae"] = getattr(diffusers, index["vae"][1]).from_pretrained(source, subfolder="vae")
+    if "vae" in class_of:
+        loaded["vae"] = AutoencoderKL.from_pretrained(source, subfolder="vae")
     settings = {name: index.get(name) for name in ("num_classes", "id2label", "variance_exponent")}
-    return ImageGenerationPipeline(**parts, **settings)
+    if num_classes_of(loaded["unet"]) != settings["num_classes"]:
+        raise UserError(f"{source}: its denoiser has {num_classes_of(loaded['unet'])} classes, its index names"
+            f" {settings['num_classes']}")  # fmt: skip
+    return ImageGenerationPipeline(**loaded, **settings)
 
 
 # ---- drawing
@@ -183,7 +189,12 @@ def _draw(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Samplin
         "eta": sampling.eta,
         "output_type": "pt",
     }
-    return drawing(**(call | options)).images
+    images = drawing(**(call | options)).images
+    if not images.isfinite().all():
+        raise UserError(
+            f"the model's images are not finite with {sampling.sampler} and {call['num_inference_steps']} steps"
+        )
+    return images
 
 
 def _generators(seeds: Sequence[int]) -> list[torch.Generator]:

@@ -59,7 +59,10 @@ WRONG = [
         "'tensorbord' is not one of tensorboard, wandb, trackio; did you mean tensorboard?",
     ),
     # settings that contradict each other
-    ({"train.epochs": 3.0}, "train.max_steps: is given together with train.epochs; keep one of them"),
+    (
+        {"train.epochs": 3.0, "train.max_steps": 9},
+        "train.max_steps: is given together with train.epochs; keep one of them",
+    ),
     ({"train.max_steps": None}, "train.max_steps: is not given, nor is train.epochs; give one of them"),
     (
         {"data.resolution": 28, "model.block_out_channels": [32, 32, 32, 32]},
@@ -129,7 +132,7 @@ WRONG = [
     ({"diffusion.trained_betas": [0.1, 1.0]}, "diffusion.trained_betas.1: 1.0 must be less than 1.0"),
     (
         {"diffusion.num_train_timesteps": 2, "diffusion.trained_betas": [0.1, 0.2], "diffusion.beta_end": 0.1},
-        "diffusion.beta_end: means nothing to trained_betas; leave it out",
+        "diffusion.beta_end: means nothing to diffusion.trained_betas; leave one of them out",
     ),
     (
         {"diffusion.num_train_timesteps": 10, "diffusion.scale_betas": True},
@@ -143,9 +146,10 @@ WRONG = [
     ({"diffusion.loss": "hybrid"}, "hybrid is for diffusion.variance_type: learned_range"),
     (
         {"diffusion.variance_exponent": 0.3},
-        "belongs with diffusion.variance_type: fixed_exponent; give both or neither",
+        "is for diffusion.variance_type: fixed_exponent, not fixed_small",
     ),
-    ({"diffusion.variance_type": "fixed_exponent"}, "diffusion.variance_exponent: belongs with"),
+    ({"diffusion.variance_type": "fixed_exponent"}, "diffusion.variance_exponent: is missing for"),
+    ({"ema.warmup": False, "ema.warmup_power": 0.6}, "ema.warmup_power: means nothing without ema.warmup"),
     ({"diffusion.loss": "vlb", "diffusion.min_snr_gamma": 5.0}, "diffusion.min_snr_gamma: weighs L_simple"),
     ({"diffusion.timestep_sampling": "importance"}, "importance is for diffusion.loss: vlb; leave it out for mse"),
     ({"diffusion.vlb_weight": 0.01}, "diffusion.vlb_weight: means nothing to diffusion.loss: mse; leave it out"),
@@ -160,7 +164,11 @@ WRONG = [
         "2 guides away from the null class, which condition.dropout: 0 never trains; set it to 0.1",
     ),
     (
-        {"condition.num_classes": 10, "sample.guidance_interval": [5.0, 1.0]},
+        {"condition.num_classes": 10, "sample.guidance_interval": [1.0, 5.0]},
+        "sample.guidance_interval: needs a sample.guidance_scale; at 1 there is no guidance",
+    ),
+    (
+        {"condition.num_classes": 10, "sample.guidance_scale": 2.0, "sample.guidance_interval": [5.0, 1.0]},
         "sample.guidance_interval: [5.0, 1.0] should be two noise levels, the lower one first, from 0 on",
     ),
     ({"sample.eta": 0.5}, "sample.eta: is for sample.sampler: ddim; ddpm has no such setting"),
@@ -176,9 +184,39 @@ def test_a_wrong_recipe_gets_one_line_that_helps(overrides, message):
     assert "\n" not in str(error.value)
 
 
-def test_another_kind_of_denoiser_leaves_the_recipes_own_settings_behind():
-    recipe = load_recipe("quickstart", {"model.kind": "das", "model.base_channels": 16})
-    assert (recipe.model.kind, recipe.model.widths) == ("das", (16, 32, 32, 32))
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        ("quickstart", {"model.kind": "das", "model.base_channels": 16}, {"model.widths": (16, 32, 32, 32)}),
+        ("quickstart", {"train.epochs": 3.0}, {"train.max_steps": None}),
+        ("reports/peng_basic", {"train.max_steps": 3}, {"train.epochs": None}),
+        ("reports/jones_t1000", {"diffusion.beta_schedule": "squaredcos_cap_v2"}, {"diffusion.beta_end": 0.02}),
+        ("reports/peng_cfg", {"condition.num_classes": None}, {"sample.guidance_scale": 1.0}),
+        ("reports/peng_cfg", {"diffusion.variance_type": "fixed_small"}, {"diffusion.variance_exponent": None}),
+    ],
+)
+def test_an_override_drops_what_it_leaves_without_a_meaning(name, overrides, expected, tmp_path):
+    recipe = load_recipe(name, overrides)
+    for key, value in expected.items():
+        section, _, setting = key.partition(".")
+        assert getattr(getattr(recipe, section), setting) == value
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "again.yaml", {"run.name": recipe.run.name}) == recipe
+
+
+def test_another_kind_keeps_what_to_start_from(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "data: {source: digits, resolution: 8}\nmodel: {pretrained: runs/a/pipeline}\ntrain: {max_steps: 1}"
+    )
+    assert load_recipe(file, {"model.kind": "peng"}).model.pretrained == "runs/a/pipeline"
+
+
+def test_learning_rate_drops_do_not_change_their_unit_unnoticed():
+    with pytest.raises(UserError, match=r"\[400\] in the recipe are epochs; with train.max_steps give them in steps"):
+        load_recipe("reports/jones_t1000", {"train.max_steps": 5000})
+    recipe = load_recipe("reports/jones_t1000", {"train.max_steps": 5000, "train.learning_rate_drops": [4000]})
+    assert recipe.train.learning_rate_drops == (4000,)
 
 
 @pytest.mark.parametrize(

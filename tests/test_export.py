@@ -140,6 +140,39 @@ def test_what_was_loaded_is_saved_again_the_same(load, tiny_recipe, tmp_path, mo
             assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
 
 
+def test_code_beside_the_weights_is_never_run_here(tiny_recipe, tmp_path):
+    pipe = build(tiny_recipe(**{"model.kind": "peng", **DENOISERS["peng"]}))
+    save_pipeline(pipe, tmp_path / "saved")
+    for file in (tmp_path / "saved").rglob("*.py"):
+        file.write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w')\n" + file.read_text())
+    np.testing.assert_array_equal(draw(load_pipeline(str(tmp_path / "saved")), False), draw(pipe, False))
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"unet": None}, "which is not made of a denoiser and a scheduler alone"),
+        ({"_class_name": None}, "which is not made of a denoiser and a scheduler alone"),
+        ({"_class_name": ["x"]}, "a ['x'], which is not made"),
+        ({"vae": ["diffusers", "VQModel"], "_class_name": "LDMPipeline"}, "a LDMPipeline, which is not made"),
+        ({"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}, "a ScoreSdeVeScheduler, whose noise schedule is not"),
+        ({"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, "whose noise schedule is not one of betas"),
+        ({"scheduler": ["os", "system"]}, "a system, whose noise schedule"),
+        ({"num_classes": 3}, "its denoiser has None classes, its index names 3"),
+    ],
+)
+def test_a_folder_that_is_something_else_gets_one_line(change, message, tiny_recipe, tmp_path):
+    save_pipeline(build(tiny_recipe(**{"model.kind": "peng", **DENOISERS["peng"]})), tmp_path / "saved")
+    index_file = tmp_path / "saved" / "model_index.json"
+    index = json.loads(index_file.read_text()) | change
+    index_file.write_text(json.dumps({name: entry for name, entry in index.items() if entry is not None}))
+    with pytest.raises(UserError) as error:
+        load_pipeline(str(tmp_path / "saved"))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_foreign_code_is_refused_here(tiny_recipe, tmp_path):
     save_pipeline(build(tiny_recipe(**{"model.kind": "peng", **DENOISERS["peng"]})), tmp_path / "saved")
     index_file = tmp_path / "saved" / "model_index.json"

@@ -1,9 +1,11 @@
 """Settings that contradict each other."""
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticCustomError
+
+from ddpm_hf.config.meaning import without_meaning
 
 if TYPE_CHECKING:
     from ddpm_hf.config.sections import Recipe
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 
 def check(recipe: "Recipe") -> None:
     """Raises Pydantic's error of kind `contradiction` for the first that is found."""
+    _check_meaning(recipe)
     _check_length(recipe)
     _check_learning_rate(recipe)
     _check_precision(recipe)
@@ -25,6 +28,17 @@ def check(recipe: "Recipe") -> None:
 
 def _contradiction(key: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("contradiction", "{text}", {"text": message, "key": key})
+
+
+def _check_meaning(recipe: "Recipe") -> None:
+    def value(key: str) -> Any:
+        section, _, name = key.partition(".")
+        return getattr(getattr(recipe, section), name)
+
+    for key, (_, message) in without_meaning(value).items():
+        section, _, name = key.partition(".")
+        if name in getattr(recipe, section).model_fields_set:
+            raise _contradiction(key, message)
 
 
 def _check_length(recipe: "Recipe") -> None:
@@ -68,17 +82,11 @@ def _check_noise_schedule(recipe: "Recipe") -> None:
         "scaled_linear",
         "sigmoid",
     )
-    named = "trained_betas" if diffusion.trained_betas is not None else f"beta_schedule {diffusion.beta_schedule}"
-    if not betas_have_ends and (given := {"beta_start", "beta_end", "scale_betas"} & diffusion.model_fields_set):
-        raise _contradiction(f"diffusion.{min(given)}", f"means nothing to {named}; leave it out")
-    if diffusion.trained_betas is not None:
-        if "beta_schedule" in diffusion.model_fields_set:
-            raise _contradiction("diffusion.trained_betas", "is given together with a beta_schedule; keep one of them")
-        if len(diffusion.trained_betas) != T:
-            raise _contradiction(
-                "diffusion.trained_betas",
-                f"has {len(diffusion.trained_betas)} values, diffusion.num_train_timesteps is {T}; give one a timestep",
-            )
+    if diffusion.trained_betas is not None and len(diffusion.trained_betas) != T:
+        raise _contradiction(
+            "diffusion.trained_betas",
+            f"has {len(diffusion.trained_betas)} values, diffusion.num_train_timesteps is {T}; give one a timestep",
+        )
     if betas_have_ends and diffusion.beta_start >= diffusion.beta_end:
         raise _contradiction(
             "diffusion.beta_start", f"{diffusion.beta_start} must be below diffusion.beta_end, {diffusion.beta_end}"
@@ -98,9 +106,9 @@ def _check_noise_schedule(recipe: "Recipe") -> None:
 
 def _check_objective(recipe: "Recipe") -> None:
     diffusion = recipe.diffusion
-    if (diffusion.variance_type == "fixed_exponent") != (diffusion.variance_exponent is not None):
+    if diffusion.variance_type == "fixed_exponent" and diffusion.variance_exponent is None:
         raise _contradiction(
-            "diffusion.variance_exponent", "belongs with diffusion.variance_type: fixed_exponent; give both or neither"
+            "diffusion.variance_exponent", "is missing for diffusion.variance_type: fixed_exponent; 0.3, for one"
         )
     if diffusion.variance_type == "learned_range" and diffusion.loss == "mse":
         raise _contradiction(
@@ -112,8 +120,6 @@ def _check_objective(recipe: "Recipe") -> None:
             "diffusion.loss",
             "hybrid is for diffusion.variance_type: learned_range; with a fixed variance its L_vlb has no gradient, so take mse",
         )
-    if "vlb_weight" in diffusion.model_fields_set and diffusion.loss != "hybrid":
-        raise _contradiction("diffusion.vlb_weight", f"means nothing to diffusion.loss: {diffusion.loss}; leave it out")
     if diffusion.min_snr_gamma is not None and diffusion.loss == "vlb":
         raise _contradiction(
             "diffusion.min_snr_gamma", "weighs L_simple; diffusion.loss: vlb has none, so take mse or hybrid"
@@ -157,23 +163,28 @@ def _check_widths(recipe: "Recipe") -> None:
     key = "model.block_out_channels" if hasattr(model, "block_out_channels") else "model.base_channels"
     if any(width < 1 for width in model.widths):
         raise _contradiction(key, f"{min(model.widths)} must be positive")
-    for name in ("norm_num_groups", "attention_head_dim"):
+    splits = [("norm_num_groups", width) for width in model.widths]
+    if model.kind == "unet2d":  # attention is where it is asked for, and in the middle
+        heights = [recipe.data.resolution[0] // 2**level for level in range(model.levels)]
+        attends = [w for w, height in zip(model.widths, heights, strict=True) if height in model.attention_resolutions]
+        splits += [("attention_head_dim", width) for width in (*attends, model.widths[-1])]
+    if model.kind == "tefiang":  # narrower levels have one head
+        splits += [("attention_head_dim", width) for width in model.widths if width > model.attention_head_dim]
+    for name, width in splits:
         divisor = getattr(model, name, None)
-        if divisor and (bad := [c for c in model.widths if c % divisor]):
-            raise _contradiction(key, f"{bad[0]} cannot be split by model.{name}, {divisor}; multiples of it can")
+        if divisor and width % divisor:
+            raise _contradiction(key, f"{width} cannot be split by model.{name}, {divisor}; multiples of it can")
 
 
 def _check_condition(recipe: "Recipe") -> None:
     condition, sample = recipe.condition, recipe.sample
-    if condition.num_classes is None:
-        for section, name in (("condition", "dropout"), ("sample", "guidance_scale"), ("sample", "guidance_interval")):
-            if name in getattr(recipe, section).model_fields_set:
-                raise _contradiction(f"{section}.{name}", "needs classes; set condition.num_classes, or leave it out")
-    elif sample.guidance_scale != 1 and condition.dropout == 0:
+    if condition.num_classes is not None and sample.guidance_scale != 1 and condition.dropout == 0:
         raise _contradiction(
             "sample.guidance_scale",
             f"{sample.guidance_scale:g} guides away from the null class, which condition.dropout: 0 never trains; set it to 0.1",
         )
+    if sample.guidance_interval is not None and sample.guidance_scale == 1:
+        raise _contradiction("sample.guidance_interval", "needs a sample.guidance_scale; at 1 there is no guidance")
     if sample.guidance_interval is not None:
         low, high = sample.guidance_interval
         if not 0 <= low < high:

@@ -40,7 +40,7 @@ class UNet2D(Denoiser):
 
 class Jones(Denoiser):
     kind: Literal["jones"] = setting("jones", "the U-Net of report jones")
-    base_channels: int = setting(64, "channels of the first level", ge=4, multiple_of=4)
+    base_channels: int = setting(64, "channels of the first level", ge=2, multiple_of=2)
 
     @property
     def channel_multipliers(self) -> tuple[int, ...]:
@@ -72,7 +72,7 @@ class Das(Denoiser):
 
 class Luu(Denoiser):
     kind: Literal["luu"] = setting("luu", "the U-Net of report luu")
-    base_channels: int = setting(64, "channels of the first level", ge=1)
+    base_channels: int = setting(64, "channels of the first level", ge=4)
     channel_multipliers: tuple[int, ...] = setting(
         (1, 2, 4, 8), "channels of each level over the first's", min_length=1
     )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import ValidationError
 
+from ddpm_hf.config.meaning import without_meaning
 from ddpm_hf.config.messages import explain
 from ddpm_hf.config.sections import Recipe, setting_keys
 from ddpm_hf.errors import UserError
@@ -97,13 +98,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         if settings is not None and not isinstance(settings, dict):
             raise UserError(f"{file}: {section}: should be a section with settings indented below it, not {settings!r}")
     tree = {section: dict(settings or {}) for section, settings in tree.items()}
-    model = tree.setdefault("model", {})
-    model.setdefault("kind", "unet2d")
-    if (overrides or {}).get("model.kind", model["kind"]) != model["kind"]:
-        model.clear()  # the settings of another kind of denoiser
-    for key, value in (overrides or {}).items():
-        section, _, name = key.partition(".")
-        tree.setdefault(section, {})[name] = value
+    _override(tree, overrides or {})
     # JSON carries what YAML can say, and lets strict types still take lists as tuples
     try:
         recipe = Recipe.model_validate_json(json.dumps(tree, default=str))
@@ -121,29 +116,46 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": name})})
 
 
+def _override(tree: dict[str, dict[str, Any]], overrides: dict[str, Any]) -> None:
+    """Applies overrides to a recipe file's tree, and drops what the file says that they leave without a meaning."""
+    model = tree.setdefault("model", {})
+    model.setdefault("kind", "unet2d")
+    if overrides.get("model.kind", model["kind"]) != model["kind"]:
+        for name in set(model) - {"kind", "pretrained"}:  # settings of another kind of denoiser
+            del model[name]
+    for one, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
+        if overrides.get(f"train.{one}") is not None and tree.get("train", {}).get(other) is not None:
+            if f"train.{other}" not in overrides:
+                del tree["train"][other]
+            if tree["train"].get("learning_rate_drops") and "train.learning_rate_drops" not in overrides:
+                unit = {"epochs": "epochs", "max_steps": "steps"}
+                raise UserError(
+                    f"--train.learning_rate_drops: {tree['train']['learning_rate_drops']} in the recipe are {unit[other]};"
+                    f" with train.{one} give them in {unit[one]}"
+                )
+    for key, value in overrides.items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {})[name] = value
+
+    def value(key: str) -> Any:
+        section, _, name = key.partition(".")
+        return tree.get(section, {}).get(name, setting_keys()[key].default)
+
+    for key, (cause, _) in without_meaning(value).items():
+        section, _, name = key.partition(".")
+        if cause in overrides and key not in overrides:
+            tree.get(section, {}).pop(name, None)
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every setting written out; `load_recipe` reads it back equal."""
     tree = recipe.model_dump(mode="json")
     if recipe.model.pretrained is not None:
         tree["model"] = {name: tree["model"][name] for name in ("kind", "pretrained")}
-    for section, name in _meaningless(recipe):
+    for key in without_meaning(lambda key: tree[key.partition(".")[0]][key.partition(".")[2]]):
+        section, _, name = key.partition(".")
         del tree[section][name]
     return yaml.dump(tree, Dumper=_YamlDumper, sort_keys=False, default_flow_style=None, width=120)
-
-
-def _meaningless(recipe: Recipe) -> list[tuple[str, str]]:
-    """Settings that the others leave without a meaning, which a recipe must not give."""
-    diffusion, found = recipe.diffusion, []
-    if diffusion.trained_betas is not None:
-        found += ["beta_schedule"]
-    if diffusion.trained_betas is not None or diffusion.beta_schedule in ("squaredcos_cap_v2", "sigmoid_alpha_bar"):
-        found += ["beta_start", "beta_end", "scale_betas"]
-    if diffusion.loss != "hybrid":
-        found += ["vlb_weight"]
-    found = [("diffusion", name) for name in found]
-    if recipe.condition.num_classes is None:
-        found += [("condition", "dropout"), ("sample", "guidance_scale"), ("sample", "guidance_interval")]
-    return found
 
 
 def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:

@@ -39,7 +39,7 @@ class Data(Section):
     )
     flip: bool = setting(False, "mirror half of the images left to right, drawn afresh each time")
     validation_split: str | None = setting(
-        None, "another split of the source, for the validation loss; instead of held_out"
+        None, "another split of the source, for the validation loss; instead of held_out", may_change=True
     )
     held_out: float = setting(0.0, "share of the images kept out of training, for the validation loss", ge=0, le=0.5)
     on_bad_image: Literal["stop", "skip"] = setting("stop", "what to do with a file that cannot be read")
@@ -132,7 +132,10 @@ class Train(Section):
         100, "stop after so many steps in a row whose gradients are not finite", ge=1, may_change=True
     )
     validate_every: int | None = setting(
-        None, "optimizer steps between validation losses; needs data.held_out", ge=1, may_change=True
+        None,
+        "optimizer steps between validation losses; needs data.held_out or data.validation_split",
+        ge=1,
+        may_change=True,
     )
     checkpoint_every: int = setting(
         1000, "optimizer steps between checkpoints; the pipeline is saved with each", ge=1, may_change=True
@@ -153,7 +156,10 @@ class EMA(Section):
     decay: float = setting(0.9999, "decay of the weights' exponential moving average, an update", ge=0, lt=1)
     warmup: bool = setting(True, "start with the smaller decay (1 + n) / (10 + n) after n updates")
     warmup_power: float | None = setting(
-        None, "instead warm up as 1 - (1 + s)^-power, s optimizer steps after start_step", gt=0, le=1
+        None,
+        "instead warm up as 1 - s^-power, s optimizer steps after start_step (ema-pytorch's, with its 2/3)",
+        gt=0,
+        le=1,
     )
     start_step: int = setting(0, "optimizer steps for which the average is the weights themselves", ge=0)
     update_every: int = setting(1, "optimizer steps between updates", ge=1)

@@ -80,12 +80,17 @@ def check_labels(store: PreparedStore, num_classes: int | None) -> None:
         )
 
 
-def check_same_classes(store: PreparedStore, validation: PreparedStore) -> None:
-    """Raises `UserError` where a label would not mean the same class in both."""
+def check_validation_labels(store: PreparedStore, validation: PreparedStore) -> None:
+    """Raises `UserError` where a label of a conditional model's validation split is missing, or means another class."""
     if store.class_names != validation.class_names:
         raise UserError(
             f"data.validation_split: its classes are {validation.class_names}, those trained on {store.class_names};"
             " use a split with the same, or data.held_out"
+        )
+    if (validation.labels < 0).any():
+        raise UserError(
+            f"data.validation_split: {(validation.labels < 0).sum()} of its images have no label; use another split, or"
+            " data.held_out"
         )
 
 

@@ -81,7 +81,8 @@ def bits_per_dimension(
     terms = []
     for step in range(process.T):
         t = torch.full((len(x0),), step, device=x0.device)
-        epsilon = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device)
+        device = x0.device if generator is None else generator.device
+        epsilon = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=device).to(x0.device)
         x_t = process.q_sample(x0, t, epsilon)
         prediction, fraction = predict(x_t, t)
         predicted_x0 = process.to_x0(prediction_type, prediction, x_t, t)

@@ -47,7 +47,8 @@ class ImportanceTimesteps:
         p = size / size.sum().clamp(min=1e-30) * (1 - self.UNIFORM) + self.UNIFORM / self.T
         p = p / p.sum()
         p = torch.where((self.seen >= self.HISTORY).all(), p, torch.full_like(p, 1 / self.T))
-        t = torch.multinomial(p, n, replacement=True)
+        # by the inverse of the distribution function: torch.multinomial makes the host wait for a batch of one
+        t = torch.searchsorted(p.cumsum(dim=0), torch.rand(n, device=p.device), right=True).clamp(max=self.T - 1)
         return t, 1 / (self.T * p[t])
 
     def observe(self, t: torch.Tensor, loss: torch.Tensor) -> None:

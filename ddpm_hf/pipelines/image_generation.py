@@ -83,8 +83,16 @@ class ImageGenerationPipeline(DiffusionPipeline):
         labels = self._label_ids(class_labels, batch_size)  # int64 (N,), None for an unconditional denoiser
         if class_labels is None and guidance_scale != 1:
             raise ValueError(f"guidance_scale {guidance_scale} needs class_labels to guide towards")
+        low, high = guidance_interval or (0, float("inf"))
+        if not 0 <= low < high:
+            raise ValueError(f"guidance_interval {guidance_interval} should be two noise levels, the lower one first")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta {eta} is not between 0 and 1")
 
-        scheduler, timesteps = self._prepare_scheduler(num_inference_steps)
+        scheduler = self._prepare_scheduler(num_inference_steps)
+        # the scheduler's stay on the CPU, as numbers: steps would wait for a device's; the denoiser's are a tensor, since
+        # UNet2DModel would cut a number's fraction, which some samplers have
+        timesteps, on_device = scheduler.timesteps.tolist(), scheduler.timesteps.to(self._execution_device)
         # 1. x_T ~ N(0, I); noise stays float32, whatever the denoiser's precision
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
@@ -92,16 +100,14 @@ class ImageGenerationPipeline(DiffusionPipeline):
             raise ValueError(f"latents of shape {tuple(latents.shape)}; this model and batch need {shape}")
         x = latents.to(self._execution_device, torch.float32) * scheduler.init_noise_sigma
 
-        # a clipped x_0 goes with the noise that x_t then holds, as in the papers' code; Diffusers' DDIM asks for it
+        # a clipped x_0 goes with the noise that x_t then holds, as in Nichol & Dhariwal's code; Diffusers' DDIM asks for it
         options = {"generator": generator, "eta": eta, "use_clipped_model_output": True}
         accepted = inspect.signature(scheduler.step).parameters
         options = {name: value for name, value in options.items() if name in accepted}
         for i, t in enumerate(self.progress_bar(timesteps)):
             # 2. what the denoiser predicts of x_t: noise, x_0 or v
-            low, high = guidance_interval or (0, float("inf"))
             scale = guidance_scale if low <= _noise_level(scheduler, i, t) <= high else 1.0
-            # its timestep is a tensor, since UNet2DModel would cut a number's fraction, which some samplers have
-            prediction = self._predict(scheduler.scale_model_input(x, t), scheduler.timesteps[i], labels, scale)
+            prediction = self._predict(scheduler.scale_model_input(x, t), on_device[i], labels, scale)
             prediction = self._with_variance(prediction, scheduler)
             # 3. x_t to its predecessor; the last of them is x_0, where Diffusers' DDPM would still add noise if t > 0
             last = i + 1 == len(timesteps)
@@ -147,14 +153,15 @@ class ImageGenerationPipeline(DiffusionPipeline):
                 known = ", ".join(list(names.values())[:20]) or f"ids 0 to {num_classes - 1}"
                 raise ValueError(f"no class is named {label!r}; this model knows {known}")
             return found[0]
+        label = label.item() if hasattr(label, "item") else label  # of an array or a tensor
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label <= num_classes:
             raise ValueError(
                 f"class {label!r} is not one of the ids 0 to {num_classes - 1}, nor {num_classes}, the null class"
             )
         return label
 
-    def _prepare_scheduler(self, num_inference_steps: int | None) -> tuple[SchedulerMixin, list[int | float]]:
-        """A scheduler of this call's own, since they hold state, and its timesteps."""
+    def _prepare_scheduler(self, num_inference_steps: int | None) -> SchedulerMixin:
+        """A scheduler of this call's own, since they hold state, with its timesteps set."""
         config = dict(self.scheduler.config)
         if not isinstance(self.scheduler, DDPMScheduler):
             config["variance_type"] = None  # the halves are split here; DPM-Solver would cut channels once more
@@ -162,13 +169,13 @@ class ImageGenerationPipeline(DiffusionPipeline):
         if num_inference_steps is None:
             T = scheduler.config.num_train_timesteps
             num_inference_steps = T if isinstance(scheduler, DDPMScheduler) else min(50, T)
-        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        scheduler.set_timesteps(num_inference_steps)
         within = scheduler.timesteps >= 0
         if not within.all():  # Diffusers' spacing may round to a timestep too many, -1: of 100 timesteps 97, for one
             scheduler.timesteps = scheduler.timesteps[within]
             if hasattr(scheduler, "sigmas"):
-                scheduler.sigmas = torch.cat([scheduler.sigmas[:-1][within.cpu()], scheduler.sigmas[-1:]])
-        return scheduler, scheduler.timesteps.tolist()
+                scheduler.sigmas = torch.cat([scheduler.sigmas[:-1][within], scheduler.sigmas[-1:]])
+        return scheduler
 
     def _predict(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, scale: float) -> torch.Tensor:
         """The denoiser's output, float32 (N, C or 2C, H, W); guided (Ho & Salimans 2022, equation 6) if `scale` is not 1."""

@@ -29,7 +29,7 @@ class EMA:
             return settings.decay
         if settings.warmup_power is not None:  # by steps, as ema-pytorch and Diffusers' EMAModel have it
             return min(settings.decay, 1 - (step - settings.start_step) ** -settings.warmup_power)
-        update = step // settings.update_every
+        update = (step - settings.start_step) // settings.update_every
         return min(settings.decay, (1 + update) / (10 + update))
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ddpm_hf.codec import PixelCodec
 from ddpm_hf.config import Recipe
-from ddpm_hf.data.dataset import TrainingImages, as_it_is, check_labels, check_same_classes
+from ddpm_hf.data.dataset import TrainingImages, as_it_is, check_labels, check_validation_labels
 from ddpm_hf.data.sampler import SampleOrder, split_held_out
 from ddpm_hf.data.store import PreparedStore
 from ddpm_hf.diffusion.objective import Objective
@@ -72,7 +72,8 @@ class Session:
         self.train_indices, held_out = split_held_out(len(store), recipe.data.held_out, recipe.run.seed)
         self.validation_images, self.validation_indices = self.images, held_out
         if validation_store is not None:
-            check_same_classes(store, validation_store)
+            if recipe.condition.num_classes is not None:
+                check_validation_labels(store, validation_store)
             self.validation_images = TrainingImages(validation_store, recipe.data)
             self.validation_indices = range(len(validation_store))
         self.batch = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes

@@ -9,6 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ddpm_hf.cli import main
+from ddpm_hf.data.dataset import check_validation_labels
+from ddpm_hf.data.prepare import prepare, validation_data
 from ddpm_hf.errors import UserError
 from ddpm_hf.sampling import Sampling, draw_images, load_pipeline
 from ddpm_hf.training.checkpoints import Checkpoints
@@ -57,6 +59,9 @@ def test_a_conditional_run_becomes_a_pipeline_that_knows_its_classes(tiny_recipe
         (["--class", "cat"], "--class: no class is named 'cat'; this model knows 0, 1, 2"),
         (["--eta", "1"], "--eta: is for --sampler ddim"),
         (["--guidance_scale", "-1"], "--guidance_scale: '-1' should be a number of at least 0"),
+        (["--sampler", "ddim", "--eta", "2"], "--eta: 2 is more than 1"),
+        (["--guidance_interval", "1", "5"], "--guidance_interval: needs a --guidance_scale"),
+        (["--guidance_scale", "2", "--guidance_interval", "5", "1"], "should be the lower noise level first"),
     ):
         with pytest.raises(SystemExit) as error:
             main(["sample", str(session.run.path), *wrong])
@@ -121,6 +126,62 @@ def test_a_saved_pipeline_draws_what_the_run_draws(tiny_recipe, build_session):
     sampling = Sampling("dpmsolver++", 5, guidance_scale=2.0)
     ours = draw_images(session.pipeline, range(4), 4, sampling)
     np.testing.assert_array_equal(draw_images(load_pipeline(str(session.run.path)), range(4), 4, sampling), ours)
+
+
+def test_the_grid_during_training_is_guided_as_the_recipe_says(tiny_recipe, build_session):
+    """Another scale, another interval, another grid; the weights, of which it is drawn, are the same."""
+    grids, weights = [], []
+    for n, sample in enumerate(
+        (
+            {"sample.guidance_scale": 1.0},
+            {"sample.guidance_scale": 9.0},
+            {"sample.guidance_scale": 9.0, "sample.guidance_interval": [0.5, 2.0]},
+            {"sample.guidance_scale": 9.0, "sample.guidance_interval": [1e6, 2e6]},  # above every level: never
+        )
+    ):
+        session = build_session(tiny_recipe(**LABELS | sample, **{"run.name": f"run{n}"}))
+        session.train()
+        grids.append((session.run.samples / "step-00000008.png").read_bytes())
+        weights.append(tensors(session, 8, "model"))
+    assert all(same_tensors(weights[0], other) for other in weights[1:])
+    assert grids[0] == grids[3]
+    assert len(set(grids)) == 3
+
+
+def test_a_class_is_found_by_its_name_before_its_id(tiny_recipe, build_session, tmp_path):
+    """Folders named by numbers are sorted as text: 1, 10, 2."""
+    for name in ("1", "10", "2"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("L", (8, 8), 20 * i).save(tmp_path / "images" / name / f"{i}.png")
+    overrides = {"data.source": str(tmp_path / "images"), "data.store": str(tmp_path / "other")}
+    session = build_session(tiny_recipe(**LABELS | overrides | {"condition.num_classes": 3}))
+    session.train()
+    for text, label in (("2", 2), ("10", 1), ("1", 0), ("0", 0)):
+        main(["sample", str(session.run.path), "--num_images", "1", "--steps", "1", "--class", text,
+              "--out", str(tmp_path / "x.npz")])  # fmt: skip
+        assert np.load(tmp_path / "x.npz")["labels"].tolist() == [label]
+
+
+def test_a_validation_split_without_labels_is_refused_before_training(tiny_recipe, build_session, tmp_path):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(tmp_path / "images" / split / name / "0.png")
+    overrides = {
+        "data.source": str(tmp_path / "images"),
+        "data.store": str(tmp_path / "other"),
+        "data.validation_split": "test",
+    }
+    validation = prepare(validation_data(tiny_recipe(**overrides).data), progress=False)
+    validation.labels[:] = -1
+    store = prepare(tiny_recipe(**overrides).data, progress=False)
+    with pytest.raises(UserError, match=r"data.validation_split: 2 of its images have no label"):
+        check_validation_labels(store, validation)
+    validation.class_names = ["b", "a"]
+    with pytest.raises(UserError, match=r"its classes are \['b', 'a'\], those trained on \['a', 'b'\]"):
+        check_validation_labels(store, validation)
+    build_session(tiny_recipe(**overrides))  # an unconditional model has no use for them
 
 
 def test_a_validation_split_is_read_and_never_trained_on(tiny_recipe, build_session, tmp_path):

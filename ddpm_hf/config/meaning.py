@@ -1,0 +1,35 @@
+"""Settings that others leave without a meaning."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def without_meaning(value: Callable[[str], Any]) -> dict[str, tuple[str, str]]:
+    """Each such setting's key, with the key of the setting that is the cause, and what to tell who gave it.
+
+    `value` gives a setting by its key. A recipe must not give them, a dump leaves them out, and an override that is the
+    cause drops those of the recipe's file.
+    """
+    found = {}
+
+    def drop(cause: str, message: str, *keys: str) -> None:
+        found.update(dict.fromkeys(keys, (cause, message)))
+
+    ends = ("diffusion.beta_start", "diffusion.beta_end", "diffusion.scale_betas")
+    if value("diffusion.trained_betas") is not None:
+        message = "means nothing to diffusion.trained_betas; leave one of them out"
+        drop("diffusion.trained_betas", message, "diffusion.beta_schedule", *ends)
+    elif (schedule := value("diffusion.beta_schedule")) in ("squaredcos_cap_v2", "sigmoid_alpha_bar"):
+        drop("diffusion.beta_schedule", f"means nothing to beta_schedule {schedule}; leave it out", *ends)
+    if (loss := value("diffusion.loss")) != "hybrid":
+        drop("diffusion.loss", f"means nothing to diffusion.loss: {loss}; leave it out", "diffusion.vlb_weight")
+    if (kind := value("diffusion.variance_type")) != "fixed_exponent":
+        message = f"is for diffusion.variance_type: fixed_exponent, not {kind}; leave it out"
+        drop("diffusion.variance_type", message, "diffusion.variance_exponent")
+    if value("condition.num_classes") is None:
+        message = "needs classes; set condition.num_classes, or leave it out"
+        keys = ("condition.dropout", "sample.guidance_scale", "sample.guidance_interval")
+        drop("condition.num_classes", message, *keys)
+    if not value("ema.warmup"):
+        drop("ema.warmup", "means nothing without ema.warmup; leave it out", "ema.warmup_power")
+    return found
