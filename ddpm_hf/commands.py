@@ -14,9 +14,10 @@ from ddpm_hf.data.prepare import validation_data
 from ddpm_hf.data.preview import preview
 from ddpm_hf.diffusion.samplers import build_sampler
 from ddpm_hf.errors import UserError
+from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import grid, to_pil
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
-from ddpm_hf.sampling import Sampling, draw_images, draw_strip, labels_of, load_pipeline, passes
+from ddpm_hf.sampling import Sampling, draw_images, draw_strip, labels_of, passes
 
 
 def sample(options: argparse.Namespace) -> None:

@@ -1,18 +1,12 @@
-"""Images from seeds, with a model from a run folder, a pipeline folder or the Hub."""
+"""Images from seeds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
-from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
-from diffusers.utils.logging import disable_progress_bar
 
-from ddpm_hf.build import DENOISERS, num_classes_of
 from ddpm_hf.config import Sample
 from ddpm_hf.diffusion.samplers import build_sampler, num_steps
 from ddpm_hf.errors import UserError
@@ -37,72 +31,6 @@ class Sampling:
     @classmethod
     def of_recipe(cls, sample: Sample) -> "Sampling":
         return cls(sample.sampler, sample.steps, sample.eta, None, sample.guidance_scale, sample.guidance_interval)
-
-
-# ---- loading
-
-
-def load_pipeline(source: str) -> ImageGenerationPipeline:
-    """Denoiser (float32, eval) and training schedule from a run folder, a pipeline folder or a Hub id.
-
-    Code that lies beside the weights is never run: this package has its own of the same name, or refuses.
-    """
-    path = Path(source)
-    if (path / "checkpoints").is_dir() or (path / "recipe.yaml").is_file():
-        if not (path / "pipeline" / "model_index.json").is_file():
-            raise UserError(f"{source}: this run has no pipeline yet; it is saved with the first checkpoint")
-        source = str(path / "pipeline")
-    elif path.exists() and not (path / "model_index.json").is_file():
-        raise UserError(f"{source}: neither a run folder (recipe.yaml) nor a pipeline folder (model_index.json)")
-    elif not path.exists() and (source.startswith((".", "/", "~", "runs/")) or source.count("/") != 1):
-        raise UserError(
-            f"{source}: no such folder; give a run folder, a pipeline folder or a Hub id such as google/ddpm-cifar10-32"
-        )
-    disable_progress_bar()  # of loading, which takes a moment
-    try:
-        index = DiffusionPipeline.load_config(source)
-        pipe = _load(source, {name: entry for name, entry in index.items() if isinstance(entry, (list, tuple))}, index)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{source}: cannot be loaded as a Diffusers pipeline: {str(error).strip().splitlines()[0]}"
-        ) from None
-    pipe.unet.eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _load(source: str, parts: dict[str, list], index: dict) -> ImageGenerationPipeline:
-    """`parts` are the index's entries [library, class]; nothing is downloaded before they are known to fit."""
-    class_of = {name: entry[1] for name, entry in parts.items() if len(entry) == 2 and entry[1] is not None}
-    own = class_of.pop("_class_name", None)
-    named = own is not None or isinstance(index.get("_class_name"), str)
-    if not named or set(class_of) - {"vae"} != {"unet", "scheduler"} or ("vae" in class_of and own is None):
-        raise UserError(
-            f"{source}: a {own or index.get('_class_name')}, which is not made of a denoiser and a scheduler alone"
-        )
-    known = {cls.__name__: cls for cls in DENOISERS.values()}
-    if own not in (None, ImageGenerationPipeline.__name__) or class_of["unet"] not in known:
-        raise UserError(
-            f"{source}: a {own or index['_class_name']} with a {class_of['unet']}, which needs code of its own; load it in"
-            " Diffusers with trust_remote_code=True if you trust it"
-        )
-    scheduler = getattr(diffusers, class_of["scheduler"], None)
-    if scheduler is None or not {"trained_betas", "beta_schedule"} <= set(signature(scheduler).parameters):
-        raise UserError(f"{source}: a {class_of['scheduler']}, whose noise schedule is not one of betas")
-    loaded = {
-        "unet": known[class_of["unet"]].from_pretrained(source, subfolder="unet"),
-        "scheduler": scheduler.from_pretrained(source, subfolder="scheduler"),
-    }
-    if "vae" in class_of:
-        loaded["vae"] = AutoencoderKL.from_pretrained(source, subfolder="vae")
-    settings = {name: index.get(name) for name in ("num_classes", "id2label", "variance_exponent")}
-    if num_classes_of(loaded["unet"]) != settings["num_classes"]:
-        raise UserError(f"{source}: its denoiser has {num_classes_of(loaded['unet'])} classes, its index names"
-            f" {settings['num_classes']}")  # fmt: skip
-    return ImageGenerationPipeline(**loaded, **settings)
-
-
-# ---- drawing
 
 
 def draw_images(

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ddpm_hf.diffusion.samplers import SAMPLERS
-from ddpm_hf.sampling import Sampling, draw_images, load_pipeline
+from ddpm_hf.loading import load_pipeline
+from ddpm_hf.sampling import Sampling, draw_images
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -14,8 +14,8 @@ from ddpm_hf.build import build_denoiser
 from ddpm_hf.diffusion.schedule import build_scheduler
 from ddpm_hf.errors import UserError
 from ddpm_hf.export import is_stock, save_pipeline
+from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
-from ddpm_hf.sampling import load_pipeline
 from tests.test_combinations import DENOISERS
 
 LOAD_ELSEWHERE = """

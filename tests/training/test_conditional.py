@@ -12,7 +12,8 @@ from ddpm_hf.cli import main
 from ddpm_hf.data.dataset import check_validation_labels
 from ddpm_hf.data.prepare import prepare, validation_data
 from ddpm_hf.errors import UserError
-from ddpm_hf.sampling import Sampling, draw_images, load_pipeline
+from ddpm_hf.loading import load_pipeline
+from ddpm_hf.sampling import Sampling, draw_images
 from ddpm_hf.training.checkpoints import Checkpoints
 from tests.conftest import same_tensors
 

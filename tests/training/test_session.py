@@ -210,7 +210,8 @@ def test_lines_logged_after_the_checkpoint_of_a_killed_run_are_dropped(tiny_reci
 
 @pytest.mark.parametrize(("channels", "resolution"), [(1, [28, 28]), (3, [32, 64])])
 def test_any_channels_and_shape_train_save_load_and_sample(channels, resolution, tiny_recipe, build_session):
-    from ddpm_hf.sampling import Sampling, draw_images, load_pipeline
+    from ddpm_hf.loading import load_pipeline
+    from ddpm_hf.sampling import Sampling, draw_images
 
     shape = {"data.channels": channels, "data.resolution": resolution, "model.attention_resolutions": []}
     session = build_session(tiny_recipe(**shape, **{"train.max_steps": 2}))
@@ -334,7 +335,8 @@ def test_plain_diffusers_loads_the_pipeline_without_this_package(tiny_recipe, bu
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     ).stdout.split()
-    from ddpm_hf.sampling import Sampling, draw_images, load_pipeline
+    from ddpm_hf.loading import load_pipeline
+    from ddpm_hf.sampling import Sampling, draw_images
 
     ours = draw_images(load_pipeline(str(session.run.path)), range(2), 2, Sampling("ddpm", 5))
     assert shown[:3] == ["(8,", "8)", "L"]
@@ -452,7 +454,8 @@ def test_each_tracker_is_started_once(tiny_recipe, build_session, monkeypatch):
 
 @pytest.mark.parametrize("setting", ["train.channels_last", "train.gradient_checkpointing"])
 def test_speed_settings_train_save_resume_and_sample(setting, tiny_recipe, build_session):
-    from ddpm_hf.sampling import Sampling, draw_images, load_pipeline
+    from ddpm_hf.loading import load_pipeline
+    from ddpm_hf.sampling import Sampling, draw_images
 
     overrides = {**CONSTANT, setting: True}
     whole = build_session(tiny_recipe(**overrides, **{"run.name": "whole"}))
