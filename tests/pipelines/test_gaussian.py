@@ -12,12 +12,12 @@ import torch
 from diffusers import ConfigMixin, DDPMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from test_sampler_steps import ReferenceSteps, noise_levels, passes
 
 from ddpm_hf.config import Diffusion
 from ddpm_hf.diffusion.samplers import SAMPLERS, build_sampler
 from ddpm_hf.diffusion.schedule import build_scheduler
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
+from tests.pipelines.test_sampler_steps import ReferenceSteps, noise_levels, passes
 
 KINDS = ["epsilon", "sample", "v_prediction"]
 NULL = 2  # of two classes
