@@ -15,7 +15,7 @@ from ddpm_hf.data.preview import preview
 from ddpm_hf.diffusion.samplers import build_sampler
 from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
-from ddpm_hf.pictures import grid, to_pil
+from ddpm_hf.pictures import columns_for, grid, to_pil
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.sampling import Sampling, draw_images, draw_strip, labels_of, passes
 
@@ -91,9 +91,12 @@ def _label(pipe: ImageGenerationPipeline, text: str) -> int:
     """`--class`: a name, or an id where no class has such a name."""
     named = text in (pipe.config.id2label or {}).values()
     try:
-        return pipe.label_id(text if named or not text.isdigit() else int(text))
+        label = pipe.label_id(text if named or not text.isdigit() else int(text))
     except ValueError as error:
         raise UserError(f"--class: {error}") from None
+    if label == pipe.config.num_classes:
+        print(f"class {label} is the null class: images of no class in particular")
+    return label
 
 
 def _name(seed: int) -> str:
@@ -120,7 +123,8 @@ def _save(images: np.ndarray, seeds: range, labels: list[int] | None, out: Path)
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
-        grid(images).save(out)
+        in_turn = None if labels is None or len(set(labels)) == 1 else max(labels) + 1
+        grid(images, columns_for(in_turn, len(images))).save(out)
     else:
         classes = {} if labels is None else {"labels": np.array(labels)}
         np.savez_compressed(out, images=images.transpose(0, 2, 3, 1), seeds=np.array(seeds), **classes)

@@ -11,6 +11,11 @@ def to_pil(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
 
 
+def columns_for(num_classes: int | None, images: int) -> int | None:
+    """A column a class, where images take their classes in turn and a row of them is no wider than a page."""
+    return num_classes if num_classes is not None and num_classes <= min(20, images) else None
+
+
 def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> Image.Image:
     """uint8 (N, C, H, W) side by side, in rows of `columns` (a square if not given), on white.
 

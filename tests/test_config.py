@@ -192,6 +192,7 @@ def test_a_wrong_recipe_gets_one_line_that_helps(overrides, message):
         ("reports/peng_basic", {"train.max_steps": 3}, {"train.epochs": None}),
         ("reports/jones_t1000", {"diffusion.beta_schedule": "squaredcos_cap_v2"}, {"diffusion.beta_end": 0.02}),
         ("reports/peng_cfg", {"condition.num_classes": None}, {"sample.guidance_scale": 1.0}),
+        ("reports/jones_t100", {"data.validation_split": None}, {"train.validate_every": None}),
         ("reports/peng_cfg", {"diffusion.variance_type": "fixed_small"}, {"diffusion.variance_exponent": None}),
     ],
 )

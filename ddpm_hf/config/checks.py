@@ -207,11 +207,6 @@ def _check_validation(recipe: "Recipe") -> None:
         raise _contradiction("data.held_out", "is given together with data.validation_split; keep one of them")
     if data.validation_split == data.split:
         raise _contradiction("data.validation_split", f"{data.split} is what is trained on; name another split")
-    if recipe.train.validate_every and not (data.held_out or data.validation_split):
-        raise _contradiction(
-            "train.validate_every",
-            "needs images to validate on; set data.held_out, such as 0.02, or data.validation_split",
-        )
 
 
 def _check_trackers(recipe: "Recipe") -> None:

@@ -106,7 +106,8 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         problems = error.errors()
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         told = explain(problems[0])
-        given_here = told.partition(":")[0] in (overrides or {})
+        key = told.partition(":")[0]
+        given_here = any(key == given or key.startswith(f"{given}.") for given in overrides or {})
         raise UserError(f"{'--' if given_here else f'{file}: '}{told}{more}") from None
     name = recipe.run.name or file.stem
     if Path(name).name != name or name in (".", ".."):

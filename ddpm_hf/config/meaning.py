@@ -30,6 +30,9 @@ def without_meaning(value: Callable[[str], Any]) -> dict[str, tuple[str, str]]:
         message = "needs classes; set condition.num_classes, or leave it out"
         keys = ("condition.dropout", "sample.guidance_scale", "sample.guidance_interval")
         drop("condition.num_classes", message, *keys)
+    if not value("data.held_out") and value("data.validation_split") is None:
+        message = "needs images to validate on; set data.held_out, such as 0.02, or data.validation_split"
+        drop("data.validation_split", message, "train.validate_every")
     if not value("ema.warmup"):
         drop("ema.warmup", "means nothing without ema.warmup; leave it out", "ema.warmup_power")
     return found

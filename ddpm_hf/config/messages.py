@@ -30,7 +30,18 @@ _LIMITS = {
 }
 
 
+_ALSO_CALLED = {
+    "cosine": "squaredcos_cap_v2",
+    "v": "v_prediction",
+    "x0": "sample",
+    "noise": "epsilon",
+    "dpm++": "dpmsolver++",
+}
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
+    if _ALSO_CALLED.get(word) in known:
+        return f"; did you mean {_ALSO_CALLED[word]}?"
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -71,8 +82,8 @@ def explain(error: ErrorDetails) -> str:
     for limit, words in _LIMITS.items():
         if limit in context:
             return f"{key}: {_plain(given)} must be {words} {context[limit]}"
-    if key == "data.resolution":
-        return f"{key}: {_plain(given)} should be one number, or [height, width]"
+    if key.startswith("data.resolution"):
+        return "data.resolution: " + f"{_plain(given)} should be one number, or [height, width]"
     if kind == "too_short":
         return f"{key}: {_plain(given)} needs at least {context['min_length']} value"
     return f"{key}: {_plain(given)} {_SHOULD_BE.get(kind, error['msg'][0].lower() + error['msg'][1:])}"

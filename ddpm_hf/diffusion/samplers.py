@@ -21,7 +21,7 @@ SAMPLERS = {
 
 
 def build_sampler(name: str, trained: SchedulerMixin) -> SchedulerMixin:
-    """A fresh scheduler (they hold state) with the betas, prediction type and clipping of `trained`."""
+    """A fresh scheduler (they hold state) with the betas and prediction type of `trained`; the pipeline sees to clipping."""
     if name not in SAMPLERS:
         raise UserError(f"{name!r} is no sampler; choose from {', '.join(SAMPLERS)}")
     config = {**trained.config, "timestep_spacing": "trailing"}
@@ -30,10 +30,6 @@ def build_sampler(name: str, trained: SchedulerMixin) -> SchedulerMixin:
         config.pop(key, None)  # heun's, where `trained` is one
     if name != "ddpm":
         config.pop("variance_type", None)  # their steps have no variance to choose; DPM-Solver would cut channels
-    if name in ("dpmsolver++", "unipc") and config.get("clip_sample") and config.get("clip_sample_range", 1.0) == 1.0:
-        config["thresholding"] = (
-            True  # their way to clip x_0: with a maximum of 1 the dynamic threshold is the plain one
-        )
     if name == "heun":
         config |= _for_heun(trained)
     return SAMPLERS[name].from_config(config)

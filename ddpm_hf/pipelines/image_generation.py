@@ -75,6 +75,8 @@ class ImageGenerationPipeline(DiffusionPipeline):
         `callback_on_step_end(pipe, i, t, {"latents": x})` sees every state of the reverse process, (N, C, H, W), as the
         denoiser sees it.
         """
+        if batch_size == 1 and isinstance(class_labels, (list, tuple)):
+            batch_size = len(class_labels)
         shape = (batch_size, self.unet.config.in_channels, *self._sample_size())
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators for a batch of {batch_size}; give one, or one an image")
@@ -162,9 +164,12 @@ class ImageGenerationPipeline(DiffusionPipeline):
 
     def _prepare_scheduler(self, num_inference_steps: int | None) -> SchedulerMixin:
         """A scheduler of this call's own, since they hold state, with its timesteps set."""
-        config = dict(self.scheduler.config)
+        config, known = dict(self.scheduler.config), inspect.signature(type(self.scheduler)).parameters
+        config.pop("_use_default_values", None)  # from_config would drop what is set here
         if not isinstance(self.scheduler, DDPMScheduler):
             config["variance_type"] = None  # the halves are split here; DPM-Solver would cut channels once more
+        if config.get("clip_sample") and "clip_sample" not in known and config.get("clip_sample_range", 1) == 1:
+            config["thresholding"] = True  # the solvers' way to clip x_0: with a maximum of 1, the plain one
         scheduler = type(self.scheduler).from_config(config)
         if num_inference_steps is None:
             T = scheduler.config.num_train_timesteps

@@ -20,7 +20,7 @@ from ddpm_hf.data.store import PreparedStore
 from ddpm_hf.diffusion.objective import Objective
 from ddpm_hf.errors import ProcessError, UserError
 from ddpm_hf.export import save_pipeline
-from ddpm_hf.pictures import grid
+from ddpm_hf.pictures import columns_for, grid
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.sampling import Sampling
 from ddpm_hf.training.checkpoints import Checkpoint, Checkpoints, load_optimizer_tensors, optimizer_tensors
@@ -240,7 +240,7 @@ class Session:
         seeds = range(sample.seed, sample.seed + sample.num_images)
         images = draw_together(self.pipeline, seeds, sample.batch_size, Sampling.of_recipe(sample), self.accelerator)
         if self.accelerator.is_main_process:
-            picture = grid(images)
+            picture = grid(images, columns_for(self.recipe.condition.num_classes, len(images)))
             self.run.samples.mkdir(exist_ok=True)
             picture.save(self.run.samples / f"step-{progress.step:08d}.png")
             self.tracking.log_picture(picture, progress.step)
@@ -332,6 +332,10 @@ class Session:
                 f"stopped; saved at step {self.saved_step} of {self.max_steps}; the same command goes on from there"
             )
             raise SystemExit(128 + stop.signal)
+        self.accelerator.print(
+            f"trained to step {self.progress.step}: {self.run.samples} shows how, {self.run.pipeline} is the model;"
+            f" ddpm-hf sample {self.run.path} draws with it"
+        )
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:

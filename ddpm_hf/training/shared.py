@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import ModelMixin
+from tqdm import tqdm
 
 from ddpm_hf.codec import PixelCodec
 from ddpm_hf.data.dataset import TrainingImages
@@ -29,7 +30,9 @@ def validation_loss(
     """The mean loss of the images at `indices`; their timesteps and noise are the same each time."""
     device = accelerator.device
     sums = torch.zeros(2, device=device)
-    for number, start in enumerate(range(0, len(indices), batch_size)):
+    starts = range(0, len(indices), batch_size)
+    bar = tqdm(starts, "validating", leave=False, dynamic_ncols=True, disable=not accelerator.is_main_process)
+    for number, start in enumerate(bar):
         if number % accelerator.num_processes == accelerator.process_index:
             torch.manual_seed(number)
             batch = images.plain(indices[start : start + batch_size])

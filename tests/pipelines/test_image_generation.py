@@ -152,3 +152,27 @@ def test_shapes_that_are_not_square_and_three_channels():
     pipe = pipeline(unet, trained(), "ddim")
     assert pipe(2, num_inference_steps=2, output_type="pt").images.shape == (2, 3, 16, 32)
     assert pipe(2, num_inference_steps=2).images[0].size == (32, 16)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmsolver++", "unipc"])
+def test_a_scheduler_swapped_as_diffusers_does_it_draws_what_the_sampler_of_that_name_draws(tiny_unet, sampler):
+    """Clipping included, which Diffusers' solvers would not take over by themselves."""
+    pipe = ImageGenerationPipeline(tiny_unet.eval(), trained())
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = SAMPLERS[sampler].from_config(pipe.scheduler.config)
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    theirs = pipe(2, num_inference_steps=6, generator=generators, output_type="pt", latents=None).images
+    ours = draw_images(ImageGenerationPipeline(tiny_unet, trained()), range(2), 2, Sampling(sampler, 6))
+    np.testing.assert_array_equal((theirs * 255).round().to(torch.uint8).numpy(), ours)
+
+
+def test_a_list_of_labels_says_how_many_images():
+    from diffusers import UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, num_class_embeds=4,
+    )  # fmt: skip
+    pipe = ImageGenerationPipeline(unet, trained(), num_classes=3, id2label={"0": "a", "1": "b", "2": "c"})
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(class_labels=["c", "a"], num_inference_steps=1, output_type="pt").images.shape == (2, 1, 8, 8)
