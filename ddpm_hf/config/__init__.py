@@ -8,10 +8,11 @@ answer at once.
 from ddpm_hf.config.base import Section
 from ddpm_hf.config.files import differences, dump_recipe, load_recipe, parse_value
 from ddpm_hf.config.messages import did_you_mean
-from ddpm_hf.config.sections import EMA, Condition, Data, Diffusion, Recipe, Sample, Train, section_kinds, setting_keys
+from ddpm_hf.config.sections import EMA, Autoencoder, Condition, Data, Diffusion, Recipe, Sample, Train, section_kinds, setting_keys
 
 __all__ = [
     "EMA",
+    "Autoencoder",
     "Condition",
     "Data",
     "Diffusion",

@@ -30,6 +30,13 @@ def without_meaning(value: Callable[[str], Any]) -> dict[str, tuple[str, str]]:
         message = "needs classes; set condition.num_classes, or leave it out"
         keys = ("condition.dropout", "sample.guidance_scale", "sample.guidance_interval")
         drop("condition.num_classes", message, *keys)
+    if value("autoencoder.source") is None:
+        message = "needs autoencoder.source, such as stabilityai/sd-vae-ft-mse; leave it out for pixels"
+        others = ("store_latents", "latent_dtype", "batch_size", "tiling", "gray_as_rgb")
+        drop("autoencoder.source", message, *(f"autoencoder.{name}" for name in others))
+    elif not value("autoencoder.store_latents"):
+        message = "is for autoencoder.store_latents: true; leave it out"
+        drop("autoencoder.store_latents", message, "autoencoder.latent_dtype")
     if not value("data.held_out") and value("data.validation_split") is None:
         message = "needs images to validate on; set data.held_out, such as 0.02, or data.validation_split"
         drop("data.validation_split", message, "train.validate_every")

@@ -34,6 +34,11 @@ class Data(Section):
     label_column: str | None = setting(None, "the column that holds the labels; found by its type if not given")
     resolution: Size = setting(..., "height and width in pixels; one number for a square")
     channels: Literal[1, 3] = setting(3, "1 for grayscale, 3 for RGB")
+    classes: str | None = setting(
+        None,
+        "a file that chooses classes: one class name of the source a line, and after a space what to call it if not that;"
+        " their order is the labels'",
+    )
     crop: Literal["center", "random"] = setting(
         "center", "the part kept where an image's shape is not the resolution's"
     )
@@ -50,6 +55,24 @@ class Data(Section):
         None, "processes that prepare the store; one a core if not given", ge=1, may_change=True
     )
     workers: int = setting(0, "processes that read batches; 0 reads in the training process", ge=0, may_change=True)
+
+
+class Autoencoder(Section):
+    source: str | None = setting(
+        None,
+        "pretrained autoencoder (Hub id, or folder such as runs/<name>/autoencoder) through which the denoiser works on"
+        " latents; pixels if not given",
+        may_change=True,  # where it lies; that it is the same one is checked against the checkpoint
+    )
+    store_latents: bool = setting(
+        True, "encode every image once, into the prepared store; false encodes at every step, which is far slower"
+    )
+    latent_dtype: Literal["float16", "bfloat16", "float32"] = setting(
+        "float16", "number format of the stored latents' mean and log variance"
+    )
+    batch_size: int = setting(16, "images encoded or decoded at once", ge=1, may_change=True)
+    tiling: bool = setting(False, "encode and decode large images in overlapping tiles: less memory, faint seams")
+    gray_as_rgb: bool = setting(False, "send one-channel images through a three-channel autoencoder, and back")
 
 
 class Condition(Section):
@@ -204,6 +227,7 @@ class Recipe(Section):
 
     run: Run = Run()
     data: Data
+    autoencoder: Autoencoder = Autoencoder()
     model: Model = UNet2D()
     condition: Condition = Condition()
     diffusion: Diffusion = Diffusion()

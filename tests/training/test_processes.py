@@ -93,7 +93,8 @@ def kill_at_random_moments(recipe, tmp_path, processes, kills, seed):
             time.sleep(0.01)
         start, steps = None, moments.randint(1, 8)
         while process.poll() is None:
-            last = lines(recipe)[-1]["step"] if lines(recipe) else 0
+            logged = lines(recipe)  # read once: a resuming process may cut the file between two looks
+            last = logged[-1]["step"] if logged else 0
             start = last if start is None or last < start else start
             if last >= start + steps:
                 break
