@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 
-from diffusers import DiffusionPipeline, ModelMixin, UNet2DModel
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin, UNet2DModel
+from pydantic_core import PydanticCustomError
 
-from ddpm_hf.config import Recipe
+from ddpm_hf.autoencoder.discriminator import PatchDiscriminator
+from ddpm_hf.autoencoder.objective import AutoencoderTrainee
+from ddpm_hf.autoencoder.pretrained import latent_shape
+from ddpm_hf.config import AutoencoderRecipe, Recipe
+from ddpm_hf.config.checks import check_size
 from ddpm_hf.denoisers.das import Das
 from ddpm_hf.denoisers.jones import Jones
 from ddpm_hf.denoisers.luu import Luu
@@ -17,22 +22,59 @@ DENOISERS = {"unet2d": UNet2DModel, "jones": Jones, "peng": Peng, "das": Das, "l
 
 def build_denoiser(recipe: Recipe, load_weights: bool = True) -> ModelMixin:
     """The denoiser with fresh weights, or with those of the pipeline that `model.pretrained` names, if `load_weights`."""
+    channels, height, width = shape = sample_shape(recipe)
     if recipe.model.pretrained is not None:
-        return _pretrained_denoiser(recipe, load_weights)
-    height, width = recipe.data.resolution
-    channels = recipe.data.channels
+        return _pretrained_denoiser(recipe, shape, load_weights)
+    _check_latents_size(recipe, (height, width))
     shared = {
         "sample_size": height if height == width else (height, width),
         "in_channels": channels,
         "out_channels": 2 * channels if recipe.diffusion.variance_type == "learned_range" else channels,
     }
     if recipe.model.kind == "unet2d":
-        return UNet2DModel(**shared, **_unet2d_arguments(recipe))
+        return UNet2DModel(**shared, **_unet2d_arguments(recipe, height))
     shared["num_classes"] = recipe.condition.num_classes
     settings = recipe.model.model_dump(
         exclude={"kind", "pretrained", "attention_resolutions", "global_context_resolutions"}
     )
-    return DENOISERS[recipe.model.kind](**shared, **settings, **_attention_levels(recipe))
+    return DENOISERS[recipe.model.kind](**shared, **settings, **_attention_levels(recipe, height))
+
+
+def build_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderTrainee:
+    """A fresh AutoencoderKL, and the discriminator that the recipe asks for."""
+
+    model, data = recipe.model, recipe.data
+    autoencoder = AutoencoderKL(
+        in_channels=data.channels,
+        out_channels=data.channels,
+        down_block_types=("DownEncoderBlock2D",) * model.levels,
+        up_block_types=("UpDecoderBlock2D",) * model.levels,
+        block_out_channels=model.block_out_channels,
+        layers_per_block=model.layers_per_block,
+        latent_channels=model.latent_channels,
+        norm_num_groups=model.norm_num_groups,
+        mid_block_add_attention=model.mid_block_attention,
+        sample_size=data.resolution[0],
+        scaling_factor=1.0,  # measured and set when it is saved
+    )
+    if recipe.loss.discriminator_start is None:
+        return AutoencoderTrainee(autoencoder)
+    return AutoencoderTrainee(autoencoder, PatchDiscriminator(data.channels, data.resolution))
+
+
+def sample_shape(recipe: Recipe) -> tuple[int, int, int]:
+    """(C, H, W) of what the denoiser sees: pixels, or latents; for these the autoencoder's config is read."""
+    if recipe.autoencoder.source is None:
+        return recipe.data.channels, *recipe.data.resolution
+    return latent_shape(recipe.autoencoder, recipe.data)
+
+
+def _check_latents_size(recipe: Recipe, size: tuple[int, int]) -> None:
+    """What the recipe's own checks could not know yet."""
+    try:
+        check_size(recipe.model, size, factor=recipe.data.resolution[0] // size[0])
+    except PydanticCustomError as error:
+        raise UserError(f"{error.context['key']}: {error.context['text']}") from None
 
 
 def num_classes_of(denoiser: ModelMixin) -> int | None:
@@ -43,9 +85,9 @@ def num_classes_of(denoiser: ModelMixin) -> int | None:
     return denoiser.config.num_classes
 
 
-def _unet2d_arguments(recipe: Recipe) -> dict:
+def _unet2d_arguments(recipe: Recipe, height: int) -> dict:
     model, classes = recipe.model, recipe.condition.num_classes
-    attends = [level in _levels(recipe, model.attention_resolutions) for level in range(model.levels)]
+    attends = [level in _levels(recipe, height, model.attention_resolutions) for level in range(model.levels)]
     return {
         "num_class_embeds": None if classes is None else classes + 1,
         "block_out_channels": model.block_out_channels,
@@ -62,29 +104,29 @@ def _unet2d_arguments(recipe: Recipe) -> dict:
     }
 
 
-def _attention_levels(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+def _attention_levels(recipe: Recipe, height: int) -> dict[str, tuple[int, ...]]:
     """Where attention goes, as levels instead of feature-map heights; as the report has it where none are given."""
     model, levels = recipe.model, range(recipe.model.levels)
     match model.kind:
         case "das":
-            return {"attention_levels": _levels(recipe, model.attention_resolutions, default=levels[1:])}
+            return {"attention_levels": _levels(recipe, height, model.attention_resolutions, default=levels[1:])}
         case "tefiang":
-            attention = _levels(recipe, model.attention_resolutions, default=levels[-2:])
+            attention = _levels(recipe, height, model.attention_resolutions, default=levels[-2:])
             others = [level for level in levels if level not in attention]
-            context = _levels(recipe, model.global_context_resolutions, default=others)
+            context = _levels(recipe, height, model.global_context_resolutions, default=others)
             return {"attention_levels": attention, "global_context_levels": context}
         case _:
             return {}
 
 
-def _levels(recipe: Recipe, heights: Sequence[int] | None, default: Sequence[int] = ()) -> tuple[int, ...]:
-    """The levels, 0 the highest resolution, whose feature maps have these heights."""
+def _levels(recipe: Recipe, height: int, heights: Sequence[int] | None, default: Sequence[int] = ()) -> tuple[int, ...]:
+    """The levels, 0 the highest resolution and `height` pixels high, whose feature maps have these heights."""
     if heights is None:
         return tuple(default)
-    return tuple(level for level in range(recipe.model.levels) if recipe.data.resolution[0] // 2**level in heights)
+    return tuple(level for level in range(recipe.model.levels) if height // 2**level in heights)
 
 
-def _pretrained_denoiser(recipe: Recipe, load_weights: bool) -> ModelMixin:
+def _pretrained_denoiser(recipe: Recipe, shape: tuple[int, int, int], load_weights: bool) -> ModelMixin:
     source, kind = recipe.model.pretrained, DENOISERS[recipe.model.kind]
     try:
         config = DiffusionPipeline.load_config(source)
@@ -102,16 +144,21 @@ def _pretrained_denoiser(recipe: Recipe, load_weights: bool) -> ModelMixin:
             f"model.pretrained: no pipeline with a {kind.__name__} at {source}: {str(error).splitlines()[0]}"
         ) from None
     size = denoiser.config.sample_size
-    size = (size, size) if isinstance(size, int) else tuple(size or recipe.data.resolution)
+    size = (size, size) if isinstance(size, int) else tuple(size or shape[1:])
+    latents = recipe.autoencoder.source is not None
     outputs = 2 if recipe.diffusion.variance_type == "learned_range" else 1
     for key, theirs, ours in (
-        ("data.channels", denoiser.config.in_channels, recipe.data.channels),
-        ("data.resolution", list(size), list(recipe.data.resolution)),
+        ("autoencoder.source" if latents else "data.channels", denoiser.config.in_channels, shape[0]),
+        ("data.resolution", list(size), list(shape[1:])),
         ("condition.num_classes", num_classes_of(denoiser), recipe.condition.num_classes),
         ("diffusion.variance_type", denoiser.config.out_channels // denoiser.config.in_channels, outputs),
     ):
         if theirs != ours:
             if key == "diffusion.variance_type":
                 ours, theirs = recipe.diffusion.variance_type, "a learned variance" if theirs == 2 else "a fixed one"
+            elif latents and key == "autoencoder.source":
+                ours = f"{recipe.autoencoder.source}, whose latents have {ours} channels,"
+            elif latents and key == "data.resolution":
+                ours = f"{list(recipe.data.resolution)}, with latents of {ours},"
             raise UserError(f"{key}: {ours} does not fit {source}, which was trained with {theirs}")
     return denoiser

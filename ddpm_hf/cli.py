@@ -13,7 +13,16 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ddpm_hf import __version__
-from ddpm_hf.config import Recipe, Section, did_you_mean, load_recipe, parse_value, section_kinds, setting_keys
+from ddpm_hf.config import (
+    AnyRecipe,
+    Recipe,
+    Section,
+    did_you_mean,
+    load_recipe,
+    parse_value,
+    section_kinds,
+    setting_keys,
+)
 from ddpm_hf.errors import UserError, one_line_errors
 
 
@@ -38,8 +47,16 @@ class Parser(argparse.ArgumentParser):
 # ---- recipes -----------------------------------------------------------------------------------------------
 
 
-def read_recipe(description: str, argv: list[str] | None = None) -> tuple[Recipe, bool]:
-    """The recipe that a training script was started with, overrides applied, and whether only to print it."""
+def read_recipe(
+    description: str,
+    argv: list[str] | None = None,
+    kind: type[AnyRecipe] = Recipe,
+    defaults: dict[str, Any] | None = None,
+) -> tuple[AnyRecipe, bool]:
+    """The recipe that a training script was started with, overrides applied, and whether only to print it.
+
+    `defaults`: the script's own, of settings that are not given otherwise.
+    """
     parser = Parser(description=description, usage="%(prog)s --config RECIPE [--dry_run] [--section.setting VALUE ...]")
     parser.add_argument(
         "--config",
@@ -50,16 +67,16 @@ def read_recipe(description: str, argv: list[str] | None = None) -> tuple[Recipe
     parser.add_argument(
         "--dry_run", action="store_true", help="print the resolved recipe and what it will cost, then exit"
     )
-    add_settings(parser)
+    add_settings(parser, kind)
     options = vars(parser.parse(argv))
-    return recipe_from(options), options["dry_run"]
+    return recipe_from(options, kind, defaults), options["dry_run"]
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
+def add_settings(parser: argparse.ArgumentParser, kind: type[AnyRecipe] = Recipe) -> None:
     """An option for each setting of the recipe."""
-    for section in Recipe.model_fields:
+    for section in kind.model_fields:
         group = parser.add_argument_group(section)
-        kinds = section_kinds(section)
+        kinds = section_kinds(section, kind)
         for name in dict.fromkeys(name for kind in kinds for name in kind.model_fields):
             fields = {kind: kind.model_fields[name] for kind in kinds if name in kind.model_fields}
             group.add_argument(
@@ -70,9 +87,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             )
 
 
-def recipe_from(options: dict[str, Any]) -> Recipe:
-    overrides = {key: parse_value(key, options[key]) for key in setting_keys() if key in options}
-    return load_recipe(options["config"], overrides)
+def recipe_from(
+    options: dict[str, Any], kind: type[AnyRecipe] = Recipe, defaults: dict[str, Any] | None = None
+) -> AnyRecipe:
+    overrides = {key: parse_value(key, options[key], kind) for key in setting_keys(kind) if key in options}
+    return load_recipe(options["config"], overrides, kind, defaults)
 
 
 def _help(name: str, fields: dict[type[Section], FieldInfo], of_all: bool) -> str:

@@ -33,7 +33,7 @@ class AutoencoderCodec:
         self.gray_as_rgb = gray_as_rgb
         self.scale = getattr(vae.config, "scaling_factor", None) or 1.0
         self.shift = getattr(vae.config, "shift_factor", None) or 0.0
-        self.latent_channels = vae.config.latent_channels
+        self.latent_channels = vae.config.get("vq_embed_dim") or vae.config.latent_channels
 
     @torch.no_grad()
     def moments(self, images: torch.Tensor) -> torch.Tensor:

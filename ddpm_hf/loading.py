@@ -4,7 +4,7 @@ from inspect import signature
 from pathlib import Path
 
 import diffusers
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils.logging import disable_progress_bar
 
 from ddpm_hf.build import DENOISERS, num_classes_of
@@ -59,14 +59,37 @@ def _load(source: str, parts: dict[str, list], index: dict) -> ImageGenerationPi
     scheduler = getattr(diffusers, class_of["scheduler"], None)
     if scheduler is None or not {"trained_betas", "beta_schedule"} <= set(signature(scheduler).parameters):
         raise UserError(f"{source}: a {class_of['scheduler']}, whose noise schedule is not one of betas")
+    autoencoder = _autoencoder_class(source, parts["vae"]) if "vae" in class_of else None
     loaded = {
         "unet": known[class_of["unet"]].from_pretrained(source, subfolder="unet"),
         "scheduler": scheduler.from_pretrained(source, subfolder="scheduler"),
     }
-    if "vae" in class_of:
-        loaded["vae"] = AutoencoderKL.from_pretrained(source, subfolder="vae")
-    settings = {name: index.get(name) for name in ("num_classes", "id2label", "variance_exponent")}
+    if autoencoder is not None:
+        loaded["vae"] = autoencoder.from_pretrained(source, subfolder="vae").eval()
+        takes, gives = loaded["unet"].config.in_channels, _latent_channels(loaded["vae"])
+        if takes != gives:
+            raise UserError(
+                f"{source}: its denoiser, {class_of['unet']}, works on {takes} channels, its autoencoder,"
+                f" {class_of['vae']}, on {gives}; they do not belong together"
+            )
+    settings = {name: index.get(name) for name in ("num_classes", "id2label", "variance_exponent", "image_channels")}
     if num_classes_of(loaded["unet"]) != settings["num_classes"]:
         raise UserError(f"{source}: its denoiser has {num_classes_of(loaded['unet'])} classes, its index names"
             f" {settings['num_classes']}")  # fmt: skip
     return ImageGenerationPipeline(**loaded, **settings)
+
+
+def _autoencoder_class(source: str, entry: list[str]) -> type[ModelMixin]:
+    """One of Diffusers' own, from an index's entry [library, class]."""
+    library, name = entry
+    cls = getattr(diffusers, name, None) if library == "diffusers" else None
+    if not getattr(cls, "__module__", "").startswith("diffusers.models.autoencoders."):
+        raise UserError(f"{source}: its autoencoder, a {name} of {library}, is none of Diffusers'")
+    if "latent_channels" not in signature(cls).parameters:
+        raise UserError(f"{source}: a {name}, which is no autoencoder with latent channels")
+    return cls
+
+
+def _latent_channels(vae: ModelMixin) -> int:
+    # a VQModel's codes may have another width than what its encoder ends in
+    return getattr(vae.config, "vq_embed_dim", None) or vae.config.latent_channels

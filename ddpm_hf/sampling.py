@@ -75,7 +75,10 @@ def draw_strip(
     columns: int = 10,
     progress: Callable[[int], None] = lambda images: None,
 ) -> np.ndarray:
-    """The denoising film strip: uint8 (N, columns, C, H, W), from pure noise to the image, one row a seed."""
+    """The denoising film strip: uint8 (N, columns, C, H, W), from pure noise to the image, one row a seed.
+
+    Of latents each state is decoded, noise too.
+    """
     steps = passes(pipe, sampling)
     columns = min(columns, steps + 1)
     shown = np.linspace(0, steps, columns).round().astype(int)
@@ -87,13 +90,14 @@ def draw_strip(
     states = [noise]
 
     def keep(_pipe, i: int, _t, tensors: dict) -> None:
-        if i + 1 in shown:
+        if i + 1 in shown[:-1]:
             states.append(tensors["latents"].cpu())
         progress(len(seeds))
 
-    _draw(pipe, seeds, sampling, generator=generators, latents=noise, callback_on_step_end=keep)
-    images = torch.stack(states, dim=1)  # float32 (N, columns, C, H, W)
-    return ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    last = _draw(pipe, seeds, sampling, generator=generators, latents=noise, callback_on_step_end=keep)
+    images = [pipe.decode(state, "pt").cpu() for state in states[: columns - 1]]
+    strip = torch.stack([*images, last.cpu()], dim=1)  # float32 (N, columns, C, H, W) in [0, 1]
+    return (strip * 255).round().to(torch.uint8).numpy()
 
 
 def _draw(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Sampling, **options) -> torch.Tensor:
@@ -105,6 +109,7 @@ def _draw(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Samplin
         pipe.config.num_classes,
         pipe.config.id2label,
         pipe.config.variance_exponent,
+        pipe.config.image_channels,
     )
     drawing.set_progress_bar_config(disable=True)
     call = {

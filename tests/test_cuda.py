@@ -43,7 +43,7 @@ def test_no_step_waits_for_the_gpu(tiny_recipe, build_session):
         }
     )
     session = build_session(recipe)
-    objective = session.objective
+    objective = session.task.objective
 
     def watched(*arguments):
         torch.cuda.set_sync_debug_mode("error")
@@ -52,5 +52,5 @@ def test_no_step_waits_for_the_gpu(tiny_recipe, build_session):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    session.objective = watched
+    session.task.objective = watched
     session.train()

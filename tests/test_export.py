@@ -23,18 +23,17 @@ import json, sys
 sys.modules["ddpm_hf"] = None  # whoever imports it fails
 import torch
 from diffusers import DiffusionPipeline
-for folder, trust, labelled in json.loads(sys.argv[1]):
+for folder, trust, call in json.loads(sys.argv[1]):
     pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=trust)
     pipe.set_progress_bar_config(disable=True)
-    labels = {"class_labels": ["two", "zero"], "guidance_scale": 2.0} if labelled else {}
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    images = pipe(batch_size=2, num_inference_steps=4, generator=generators, output_type="np", **labels).images
+    images = pipe(generator=generators, output_type="np", **call).images
     print(type(pipe).__name__, type(pipe.unet).__name__, (images * 255).round().astype("uint8").tobytes().hex())
 """
 
 
 def load_elsewhere(calls, tmp_path):
-    """What another process, without this package, makes of each (folder, trusted, labelled): classes and images."""
+    """What another process, without this package, makes of each (folder, trusted, the call's options): classes and images."""
     shown = subprocess.run(
         [sys.executable, "-c", LOAD_ELSEWHERE, json.dumps([(str(folder), *rest) for folder, *rest in calls])],
         capture_output=True,
@@ -62,10 +61,14 @@ def build(recipe, **parts):
     return pipe
 
 
-def draw(pipe, labelled):
+def call_of(labelled):
     labels = {"class_labels": ["two", "zero"], "guidance_scale": 2.0} if labelled else {}
+    return {"batch_size": 2, "num_inference_steps": 4, **labels}
+
+
+def draw(pipe, labelled):
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    images = pipe(batch_size=2, num_inference_steps=4, generator=generators, output_type="np", **labels).images
+    images = pipe(generator=generators, output_type="np", **call_of(labelled)).images
     return (images * 255).round().astype(np.uint8)
 
 
@@ -92,9 +95,11 @@ def test_each_denoiser_loads_without_the_package_and_draws_the_same(tiny_recipe,
             assert bool(list(folder.rglob("*.py"))) != stock
             ours = load_pipeline(str(folder))  # no code beside the weights is run for this
             np.testing.assert_array_equal(draw(ours, labelled), draw(pipe, labelled))
-            calls.append((folder, not stock, labelled))
-            pipes.append(pipe)
-    for (folder, trusted, labelled), pipe, shown in zip(calls, pipes, load_elsewhere(calls, tmp_path), strict=True):
+            calls.append((folder, not stock, call_of(labelled)))
+            pipes.append((pipe, labelled))
+    for (folder, trusted, _), (pipe, labelled), shown in zip(
+        calls, pipes, load_elsewhere(calls, tmp_path), strict=True
+    ):
         assert shown[0] == ("ImageGenerationPipeline" if trusted else "DDPMPipeline")
         assert shown[1] == type(pipe.unet).__name__
         assert np.abs(shown[2].astype(int) - draw(pipe, labelled).ravel()).max() <= 1, folder
@@ -111,7 +116,7 @@ def test_latents_are_decoded_by_the_autoencoder_that_was_saved_with_them(tiny_re
     save_pipeline(pipe, tmp_path / "saved")
     images = draw(pipe, True)
     assert images.shape == (2, 16, 16, 1)  # the latents' 8x8, decoded
-    ((_, _, theirs),) = load_elsewhere([(tmp_path / "saved", True, True)], tmp_path)
+    ((_, _, theirs),) = load_elsewhere([(tmp_path / "saved", True, call_of(True))], tmp_path)
     assert np.abs(theirs.astype(int) - images.ravel()).max() <= 1
     call = {"batch_size": 2, "class_labels": "two", "num_inference_steps": 2}
     latents = pipe(**call, generator=torch.Generator().manual_seed(0), output_type="latent").images

@@ -1,5 +1,6 @@
 """Settings that contradict each other."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -8,20 +9,48 @@ from pydantic_core import PydanticCustomError
 from ddpm_hf.config.meaning import without_meaning
 
 if TYPE_CHECKING:
-    from ddpm_hf.config.sections import Recipe
+    from ddpm_hf.config.denoisers import Denoiser
+    from ddpm_hf.config.recipes import AnyRecipe, AutoencoderRecipe, Recipe
 
 
-def check(recipe: "Recipe") -> None:
-    """Raises Pydantic's error of kind `contradiction` for the first that is found."""
+def check_denoiser(recipe: "Recipe") -> None:
+    """Raises Pydantic's error of kind `contradiction` for the first that is found in a diffusion model's recipe."""
+    _check_training(recipe)
+    _check_noise_schedule(recipe)
+    _check_objective(recipe)
+    _check_autoencoder(recipe)
+    _check_model(recipe)
+    _check_condition(recipe)
+    _check_sampling(recipe)
+
+
+def check_autoencoder(recipe: "AutoencoderRecipe") -> None:
+    """The same for an autoencoder's recipe."""
+    _check_training(recipe)
+    model, factor = recipe.model, 2 ** (recipe.model.levels - 1)
+    _check_halving(recipe.data.resolution, factor, f"the {model.levels} levels of model.block_out_channels")
+    for width in model.block_out_channels:
+        if width < 1 or width % model.norm_num_groups:
+            raise _contradiction(
+                "model.block_out_channels",
+                f"{width} cannot be split by model.norm_num_groups, {model.norm_num_groups}; multiples of it can",
+            )
+    if recipe.loss.perceptual == "lpips" and min(recipe.data.resolution) < LPIPS_RESOLUTION:
+        raise _contradiction(
+            "loss.perceptual", f"lpips is for images of {LPIPS_RESOLUTION} pixels a side and more; take l2"
+        )
+
+
+LPIPS_RESOLUTION = 32  # below, its network has no pixels left for its last layers
+
+
+def _check_training(recipe: "AnyRecipe") -> None:
     _check_meaning(recipe)
+    if min(recipe.data.resolution) < 1:
+        raise _contradiction("data.resolution", f"{list(recipe.data.resolution)} must be positive")
     _check_length(recipe)
     _check_learning_rate(recipe)
     _check_precision(recipe)
-    _check_noise_schedule(recipe)
-    _check_objective(recipe)
-    _check_denoiser(recipe)
-    _check_condition(recipe)
-    _check_sampling(recipe)
     _check_validation(recipe)
     _check_trackers(recipe)
 
@@ -30,18 +59,23 @@ def _contradiction(key: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("contradiction", "{text}", {"text": message, "key": key})
 
 
-def _check_meaning(recipe: "Recipe") -> None:
+def _check_meaning(recipe: "AnyRecipe") -> None:
     def value(key: str) -> Any:
         section, _, name = key.partition(".")
         return getattr(getattr(recipe, section), name)
 
-    for key, (_, message) in without_meaning(value).items():
+    keys = [
+        f"{section}.{name}"
+        for section in type(recipe).model_fields
+        for name in type(getattr(recipe, section)).model_fields
+    ]
+    for key, (_, message) in without_meaning(value, keys).items():
         section, _, name = key.partition(".")
         if name in getattr(recipe, section).model_fields_set:
             raise _contradiction(key, message)
 
 
-def _check_length(recipe: "Recipe") -> None:
+def _check_length(recipe: "AnyRecipe") -> None:
     train = recipe.train
     if train.max_steps is None and train.epochs is None:
         raise _contradiction(
@@ -56,7 +90,7 @@ def _check_length(recipe: "Recipe") -> None:
         )
 
 
-def _check_learning_rate(recipe: "Recipe") -> None:
+def _check_learning_rate(recipe: "AnyRecipe") -> None:
     train = recipe.train
     if bool(train.learning_rate_drops) != (train.learning_rate_schedule == "step"):
         raise _contradiction(
@@ -68,7 +102,7 @@ def _check_learning_rate(recipe: "Recipe") -> None:
         raise _contradiction("train.weight_decay", "needs train.optimizer: adamw; Adam would fold it into its moments")
 
 
-def _check_precision(recipe: "Recipe") -> None:
+def _check_precision(recipe: "AnyRecipe") -> None:
     if not recipe.train.gradient_scaler and recipe.train.precision != "fp16":
         raise _contradiction(
             "train.gradient_scaler", "only fp16 has a gradient scaler; leave it out, or set train.precision: fp16"
@@ -130,42 +164,66 @@ def _check_objective(recipe: "Recipe") -> None:
         )
 
 
-def _check_denoiser(recipe: "Recipe") -> None:
-    model, resolution = recipe.model, recipe.data.resolution
-    if min(resolution) < 1:
-        raise _contradiction("data.resolution", f"{list(resolution)} must be positive")
+def _check_autoencoder(recipe: "Recipe") -> None:
+    data, autoencoder = recipe.data, recipe.autoencoder
+    if autoencoder.source is None:
+        return
+    if autoencoder.gray_as_rgb and data.channels != 1:
+        raise _contradiction("autoencoder.gray_as_rgb", "is for data.channels: 1; leave it out for colours")
+    if data.crop == "random" and autoencoder.store_latents:
+        raise _contradiction(
+            "data.crop", "random cannot be had from stored latents; take center, or autoencoder.store_latents: false"
+        )
+
+
+def _check_model(recipe: "Recipe") -> None:
+    model, autoencoder = recipe.model, recipe.autoencoder
     if model.pretrained is not None:
         if given := sorted(model.model_fields_set - {"kind", "pretrained"}):
             raise _contradiction(
                 f"model.{given[0]}", "comes from the pipeline that model.pretrained names; leave it out"
             )
         return  # the size is checked against that pipeline's own configuration when it is loaded
-    factor = 2 ** (model.levels - 1)
-    if any(side % factor for side in resolution):
-        near = sorted({factor * n for side in resolution for n in (side // factor, -(-side // factor)) if n})
-        raise _contradiction(
-            "data.resolution",
-            f"{_size(resolution)} cannot be halved {model.levels - 1} times by the {model.levels} levels of"
-            f" model.kind {model.kind}; {' or '.join(map(str, near))} can",
-        )
-    _check_widths(recipe)
-    heights = [resolution[0] // 2**level for level in range(model.levels)]
+    if any(width < 1 for width in model.widths):
+        raise _contradiction(_widths_key(model), f"{min(model.widths)} must be positive")
+    if autoencoder.source is None:  # else once the latents' size is known
+        check_size(model, recipe.data.resolution)
+
+
+def check_size(model: "Denoiser", size: tuple[int, int], factor: int = 1) -> None:
+    """Raises where a denoiser cannot work on pixels or latents of this size, `factor` times smaller than the images."""
+    halvings = model.levels - 1
+    _check_halving(size, 2**halvings, f"the {model.levels} levels of model.kind {model.kind}", factor)
+    heights = [size[0] // 2**level for level in range(model.levels)]
     for name in ("attention_resolutions", "global_context_resolutions"):
-        if unknown := [size for size in getattr(model, name, None) or () if size not in heights]:
+        if unknown := [height for height in getattr(model, name, None) or () if height not in heights]:
             raise _contradiction(
                 f"model.{name}",
                 f"{unknown[0]} is no feature-map height of this model; it has {', '.join(map(str, heights))}",
             )
+    _check_widths(model, heights)
 
 
-def _check_widths(recipe: "Recipe") -> None:
-    model = recipe.model
-    key = "model.block_out_channels" if hasattr(model, "block_out_channels") else "model.base_channels"
-    if any(width < 1 for width in model.widths):
-        raise _contradiction(key, f"{min(model.widths)} must be positive")
+def _check_halving(size: tuple[int, int], divisor: int, by: str, factor: int = 1) -> None:
+    """`size`: of the images, or of latents `factor` times smaller, which `by` divides by `divisor`."""
+    if all(side % divisor == 0 for side in size):
+        return
+    near = sorted({divisor * n for side in size for n in (side // divisor, -(-side // divisor)) if n})
+    images, latents = _size([side * factor for side in size]), f"gives latents of {_size(size)}, which "
+    raise _contradiction(
+        "data.resolution",
+        f"{images} {latents if factor > 1 else ''}cannot be halved {divisor.bit_length() - 1} times by {by};"
+        f" {' or '.join(str(side * factor) for side in near)} can",
+    )
+
+
+def _widths_key(model: "Denoiser") -> str:
+    return "model.block_out_channels" if hasattr(model, "block_out_channels") else "model.base_channels"
+
+
+def _check_widths(model: "Denoiser", heights: list[int]) -> None:
     splits = [("norm_num_groups", width) for width in model.widths]
     if model.kind == "unet2d":  # attention is where it is asked for, and in the middle
-        heights = [recipe.data.resolution[0] // 2**level for level in range(model.levels)]
         attends = [w for w, height in zip(model.widths, heights, strict=True) if height in model.attention_resolutions]
         splits += [("attention_head_dim", width) for width in (*attends, model.widths[-1])]
     if model.kind == "tefiang":  # narrower levels have one head
@@ -173,15 +231,18 @@ def _check_widths(recipe: "Recipe") -> None:
     for name, width in splits:
         divisor = getattr(model, name, None)
         if divisor and width % divisor:
-            raise _contradiction(key, f"{width} cannot be split by model.{name}, {divisor}; multiples of it can")
+            raise _contradiction(
+                _widths_key(model), f"{width} cannot be split by model.{name}, {divisor}; multiples of it can"
+            )
 
 
 def _check_condition(recipe: "Recipe") -> None:
     condition, sample = recipe.condition, recipe.sample
-    if condition.num_classes is not None and sample.guidance_scale != 1 and condition.dropout == 0:
+    scales = {sample.guidance_scale, *(sample.grid_guidance_scales or ())} - {1}
+    if condition.num_classes is not None and scales and condition.dropout == 0:
         raise _contradiction(
-            "sample.guidance_scale",
-            f"{sample.guidance_scale:g} guides away from the null class, which condition.dropout: 0 never trains; set it to 0.1",
+            "sample.guidance_scale" if sample.guidance_scale in scales else "sample.grid_guidance_scales",
+            f"{min(scales):g} guides away from the null class, which condition.dropout: 0 never trains; set it to 0.1",
         )
     if sample.guidance_interval is not None and sample.guidance_scale == 1:
         raise _contradiction("sample.guidance_interval", "needs a sample.guidance_scale; at 1 there is no guidance")
@@ -201,7 +262,7 @@ def _check_sampling(recipe: "Recipe") -> None:
         raise _contradiction("sample.eta", f"is for sample.sampler: ddim; {sample.sampler} has no such setting")
 
 
-def _check_validation(recipe: "Recipe") -> None:
+def _check_validation(recipe: "AnyRecipe") -> None:
     data = recipe.data
     if data.validation_split is not None and data.held_out:
         raise _contradiction("data.held_out", "is given together with data.validation_split; keep one of them")
@@ -209,7 +270,7 @@ def _check_validation(recipe: "Recipe") -> None:
         raise _contradiction("data.validation_split", f"{data.split} is what is trained on; name another split")
 
 
-def _check_trackers(recipe: "Recipe") -> None:
+def _check_trackers(recipe: "AnyRecipe") -> None:
     for tracker in recipe.track.trackers:
         if find_spec(tracker) is None:
             raise _contradiction(
@@ -217,5 +278,5 @@ def _check_trackers(recipe: "Recipe") -> None:
             )
 
 
-def _size(resolution: tuple[int, int]) -> str:
+def _size(resolution: Sequence[int]) -> str:
     return "x".join(map(str, resolution))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ddpm_hf.config.meaning import without_meaning
 from ddpm_hf.config.messages import explain
-from ddpm_hf.config.sections import Recipe, setting_keys
+from ddpm_hf.config.recipes import AnyRecipe, AutoencoderRecipe, Recipe, setting_keys
 from ddpm_hf.errors import UserError
 
 
@@ -37,12 +37,12 @@ for _tag, _pattern, _first in (
 _YamlLoader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))  # 010 is ten, not octal
 
 
-def parse_value(key: str, text: str) -> Any:
+def parse_value(key: str, text: str, kind: type[AnyRecipe] = Recipe) -> Any:
     """A setting's value from the command line, as YAML reads it: 1e-4 is a number, [1, 2] a list, null is None.
 
     Text is taken as it is, so that it needs no quotes of its own.
     """
-    if setting_keys()[key].annotation in (str, str | None) and text != "null":
+    if setting_keys(kind)[key].annotation in (str, str | None) and text != "null":
         return text
     try:
         return yaml.load(text, Loader=_YamlLoader)
@@ -78,9 +78,15 @@ def recipe_path(name: str) -> Path:
     )
 
 
-def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Reads a recipe and applies overrides such as `{"train.max_steps": 100}`.
+def load_recipe(
+    path: str | Path,
+    overrides: dict[str, Any] | None = None,
+    kind: type[AnyRecipe] = Recipe,
+    defaults: dict[str, Any] | None = None,
+) -> AnyRecipe:
+    """Reads a recipe of this kind and applies overrides such as `{"train.max_steps": 100}`.
 
+    `defaults` are of settings that neither the file nor the overrides give.
     Raises `UserError` with one line that names the key, what is wrong and what would be right.
     """
     file = recipe_path(str(path))
@@ -98,14 +104,24 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         if settings is not None and not isinstance(settings, dict):
             raise UserError(f"{file}: {section}: should be a section with settings indented below it, not {settings!r}")
     tree = {section: dict(settings or {}) for section, settings in tree.items()}
-    _override(tree, overrides or {})
+    if kind is Recipe and "loss" in tree:
+        raise UserError(f"{file}: is the recipe of an autoencoder, which train_autoencoder.py trains")
+    if kind is AutoencoderRecipe and (others := [name for name in ("diffusion", "condition") if name in tree]):
+        raise UserError(
+            f"{file}: is the recipe of a diffusion model, with its section {others[0]}; train_autoencoder.py wants an"
+            " autoencoder's, such as latent/digits_autoencoder"
+        )
+    for key, value in (defaults or {}).items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {}).setdefault(name, value)
+    _override(tree, overrides or {}, kind)
     # JSON carries what YAML can say, and lets strict types still take lists as tuples
     try:
-        recipe = Recipe.model_validate_json(json.dumps(tree, default=str))
+        recipe = kind.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
         problems = error.errors()
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        told = explain(problems[0])
+        told = explain(problems[0], kind)
         key = told.partition(":")[0]
         given_here = any(key == given or key.startswith(f"{given}.") for given in overrides or {})
         raise UserError(f"{'--' if given_here else f'{file}: '}{told}{more}") from None
@@ -117,13 +133,14 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": name})})
 
 
-def _override(tree: dict[str, dict[str, Any]], overrides: dict[str, Any]) -> None:
+def _override(tree: dict[str, dict[str, Any]], overrides: dict[str, Any], kind: type[AnyRecipe]) -> None:
     """Applies overrides to a recipe file's tree, and drops what the file says that they leave without a meaning."""
     model = tree.setdefault("model", {})
-    model.setdefault("kind", "unet2d")
-    if overrides.get("model.kind", model["kind"]) != model["kind"]:
-        for name in set(model) - {"kind", "pretrained"}:  # settings of another kind of denoiser
-            del model[name]
+    if kind is Recipe:
+        model.setdefault("kind", "unet2d")
+        if overrides.get("model.kind", model["kind"]) != model["kind"]:
+            for name in set(model) - {"kind", "pretrained"}:  # settings of another kind of denoiser
+                del model[name]
     for one, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
         if overrides.get(f"train.{one}") is not None and tree.get("train", {}).get(other) is not None:
             if f"train.{other}" not in overrides:
@@ -140,29 +157,31 @@ def _override(tree: dict[str, dict[str, Any]], overrides: dict[str, Any]) -> Non
 
     def value(key: str) -> Any:
         section, _, name = key.partition(".")
-        return tree.get(section, {}).get(name, setting_keys()[key].default)
+        return tree.get(section, {}).get(name, keys[key].default)
 
-    for key, (cause, _) in without_meaning(value).items():
+    keys = setting_keys(kind)
+    for key, (cause, _) in without_meaning(value, keys).items():
         section, _, name = key.partition(".")
         if cause in overrides and key not in overrides:
             tree.get(section, {}).pop(name, None)
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: AnyRecipe) -> str:
     """The recipe as YAML, every setting written out; `load_recipe` reads it back equal."""
     tree = recipe.model_dump(mode="json")
-    if recipe.model.pretrained is not None:
+    if getattr(recipe.model, "pretrained", None) is not None:
         tree["model"] = {name: tree["model"][name] for name in ("kind", "pretrained")}
-    for key in without_meaning(lambda key: tree[key.partition(".")[0]][key.partition(".")[2]]):
+    keys = [f"{section}.{name}" for section, settings in tree.items() for name in settings]
+    for key in without_meaning(lambda key: tree[key.partition(".")[0]][key.partition(".")[2]], keys):
         section, _, name = key.partition(".")
         del tree[section][name]
     return yaml.dump(tree, Dumper=_YamlDumper, sort_keys=False, default_flow_style=None, width=120)
 
 
-def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
+def differences(old: AnyRecipe, new: AnyRecipe) -> list[tuple[str, Any, Any]]:
     """Settings that differ although a resumed run may not change them: (key, old value, new value)."""
     found = []
-    for section in Recipe.model_fields:
+    for section in type(new).model_fields:
         for name, field in type(getattr(new, section)).model_fields.items():
             a, b = getattr(getattr(old, section), name, None), getattr(getattr(new, section), name)
             if a != b and not field.json_schema_extra["may_change"]:

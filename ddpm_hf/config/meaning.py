@@ -1,15 +1,40 @@
 """Settings that others leave without a meaning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+Found = dict[str, tuple[str, str]]
 
-def without_meaning(value: Callable[[str], Any]) -> dict[str, tuple[str, str]]:
+
+def without_meaning(value: Callable[[str], Any], keys: Iterable[str]) -> Found:
     """Each such setting's key, with the key of the setting that is the cause, and what to tell who gave it.
 
-    `value` gives a setting by its key. A recipe must not give them, a dump leaves them out, and an override that is the
-    cause drops those of the recipe's file.
+    `value` gives a setting by its key, `keys` are those of the recipe's kind. A recipe must not give settings without a
+    meaning, a dump leaves them out, and an override that is the cause drops those of the recipe's file.
     """
+    found = _in_any_training(value)
+    found |= _of_denoisers(value) if "diffusion.loss" in keys else _of_autoencoders(value)
+    return found
+
+
+def _in_any_training(value: Callable[[str], Any]) -> Found:
+    found = {}
+    if not value("data.held_out") and value("data.validation_split") is None:
+        message = "needs images to validate on; set data.held_out, such as 0.02, or data.validation_split"
+        found["train.validate_every"] = ("data.validation_split", message)
+    if not value("ema.warmup"):
+        found["ema.warmup_power"] = ("ema.warmup", "means nothing without ema.warmup; leave it out")
+    return found
+
+
+def _of_autoencoders(value: Callable[[str], Any]) -> Found:
+    if value("loss.discriminator_start") is not None:
+        return {}
+    message = "needs a discriminator; set loss.discriminator_start, or leave it out"
+    return {"loss.discriminator_weight": ("loss.discriminator_start", message)}
+
+
+def _of_denoisers(value: Callable[[str], Any]) -> Found:
     found = {}
 
     def drop(cause: str, message: str, *keys: str) -> None:
@@ -28,7 +53,7 @@ def without_meaning(value: Callable[[str], Any]) -> dict[str, tuple[str, str]]:
         drop("diffusion.variance_type", message, "diffusion.variance_exponent")
     if value("condition.num_classes") is None:
         message = "needs classes; set condition.num_classes, or leave it out"
-        keys = ("condition.dropout", "sample.guidance_scale", "sample.guidance_interval")
+        keys = ("condition.dropout", "sample.guidance_scale", "sample.guidance_interval", "sample.grid_guidance_scales")
         drop("condition.num_classes", message, *keys)
     if value("autoencoder.source") is None:
         message = "needs autoencoder.source, such as stabilityai/sd-vae-ft-mse; leave it out for pixels"
@@ -37,9 +62,4 @@ def without_meaning(value: Callable[[str], Any]) -> dict[str, tuple[str, str]]:
     elif not value("autoencoder.store_latents"):
         message = "is for autoencoder.store_latents: true; leave it out"
         drop("autoencoder.store_latents", message, "autoencoder.latent_dtype")
-    if not value("data.held_out") and value("data.validation_split") is None:
-        message = "needs images to validate on; set data.held_out, such as 0.02, or data.validation_split"
-        drop("data.validation_split", message, "train.validate_every")
-    if not value("ema.warmup"):
-        drop("ema.warmup", "means nothing without ema.warmup; leave it out", "ema.warmup_power")
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from ddpm_hf.config.sections import Recipe, section_kinds, setting_keys
+from ddpm_hf.config.recipes import AnyRecipe, section_kinds, setting_keys
 
 _SHOULD_BE = {
     "int_type": "should be a whole number",
@@ -51,10 +51,10 @@ def _plain(value: Any) -> str:
     return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def explain(error: ErrorDetails) -> str:
+def explain(error: ErrorDetails, recipe: type[AnyRecipe]) -> str:
     """One of Pydantic's findings as `key: what is wrong; what would be right`."""
     where = list(error["loc"])
-    if where[:1] == ["model"] and len(where) > 1:
+    if where[:1] == ["model"] and len(where) > 1 and len(section_kinds("model", recipe)) > 1:
         denoiser = where.pop(1)  # Pydantic's mark of the union's member
     key = ".".join(map(str, where))
     given, kind, context = error["input"], error["type"], error.get("ctx", {})
@@ -63,8 +63,8 @@ def explain(error: ErrorDetails) -> str:
     if kind == "extra_forbidden":
         section, _, name = key.rpartition(".")
         if not section:
-            return f"{key}: no such section{did_you_mean(name, list(Recipe.model_fields))}"
-        keys = list(setting_keys())
+            return f"{key}: no such section{did_you_mean(name, list(recipe.model_fields))}"
+        keys = list(setting_keys(recipe))
         if key in keys:  # of another kind of denoiser
             kind = next(k for k in section_kinds("model") if k.model_fields["kind"].default == denoiser)
             theirs = ", ".join(n for n in kind.model_fields if n not in ("kind", "pretrained"))
@@ -74,7 +74,7 @@ def explain(error: ErrorDetails) -> str:
         choices = [c.strip("' ") for c in context["expected_tags"].split(",")]
         return f"model.kind: {_plain(context['tag'])} is not one of {', '.join(choices)}{did_you_mean(str(context['tag']), choices)}"
     if kind == "missing":
-        field = setting_keys().get(key)
+        field = setting_keys(recipe).get(key)
         return f"{key}: is missing" + (f"; it is {field.description}" if field else "; a recipe needs it")
     if kind == "literal_error":
         choices = [c.strip("'") for c in re.split(r", | or ", context["expected"])]

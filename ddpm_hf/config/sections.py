@@ -1,12 +1,10 @@
 """Every setting: its type, range, default and meaning."""
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from ddpm_hf.config.base import Section, setting
-from ddpm_hf.config.checks import check
-from ddpm_hf.config.denoisers import Model, UNet2D
 
 Size = Annotated[
     tuple[int, int], BeforeValidator(lambda v: (v, v) if isinstance(v, int) else tuple(v) if isinstance(v, list) else v)
@@ -188,7 +186,17 @@ class EMA(Section):
     update_every: int = setting(1, "optimizer steps between updates", ge=1)
 
 
-class Sample(Section):
+class Grid(Section):
+    """The grid of pictures that is made during training."""
+
+    num_images: int = setting(64, "images in the grid", ge=1, may_change=True)
+    batch_size: int = setting(64, "images drawn at once by a process", ge=1, may_change=True)
+    every: int | None = setting(
+        None, "optimizer steps between grids; at checkpoints if not given", ge=1, may_change=True
+    )
+
+
+class Sample(Grid):
     sampler: Literal["ddpm", "ddim", "dpmsolver++", "unipc", "heun"] = setting(
         "ddpm",
         "ancestral sampling (DDPM, algorithm 2), DDIM, DPM-Solver++(2M), UniPC, or Heun's method",
@@ -206,12 +214,13 @@ class Sample(Section):
     guidance_interval: tuple[float, float] | None = setting(
         None, "guide only between these two noise levels sigma = sqrt((1 - alpha_bar) / alpha_bar)", may_change=True
     )
-    num_images: int = setting(64, "images in the grid that is drawn during training", ge=1, may_change=True)
-    batch_size: int = setting(64, "images drawn at once by a process", ge=1, may_change=True)
-    seed: int = setting(0, "seed of the first image; image i has seed + i", ge=0, may_change=True)
-    every: int | None = setting(
-        None, "optimizer steps between grids; at checkpoints if not given", ge=1, may_change=True
+    grid_guidance_scales: tuple[Annotated[float, Field(ge=0)], ...] | None = setting(
+        None,
+        "guidance scales that the grid compares, side by side; 1 and guidance_scale if not given",
+        min_length=1,
+        may_change=True,
     )
+    seed: int = setting(0, "seed of the first image; image i has seed + i", ge=0, may_change=True)
 
 
 class Track(Section):
@@ -220,39 +229,3 @@ class Track(Section):
     )
     project: str = setting("ddpm_hf", "project name at the trackers", may_change=True)
     log_every: int = setting(50, "optimizer steps between logged lines", ge=1, may_change=True)
-
-
-class Recipe(Section):
-    """One model, completely described."""
-
-    run: Run = Run()
-    data: Data
-    autoencoder: Autoencoder = Autoencoder()
-    model: Model = UNet2D()
-    condition: Condition = Condition()
-    diffusion: Diffusion = Diffusion()
-    train: Train = Train()
-    ema: EMA = EMA()
-    sample: Sample = Sample()
-    track: Track = Track()
-
-    @model_validator(mode="after")
-    def _no_contradictions(self) -> Self:
-        check(self)
-        return self
-
-
-def section_kinds(section: str) -> tuple[type[Section], ...]:
-    """The class of a section; of `model`, one for each kind of denoiser."""
-    annotation = Recipe.model_fields[section].annotation
-    return get_args(annotation) or (annotation,)
-
-
-def setting_keys() -> dict[str, Any]:
-    """Every setting's dotted key and its field; where kinds of denoisers share a key, the first's."""
-    keys = {}
-    for section in Recipe.model_fields:
-        for kind in section_kinds(section):
-            for name, field in kind.model_fields.items():
-                keys.setdefault(f"{section}.{name}", field)
-    return keys

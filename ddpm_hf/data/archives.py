@@ -5,6 +5,7 @@ import math
 import re
 import tarfile
 import zlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -45,10 +46,13 @@ class ArraySource(Source):
     def __len__(self) -> int:
         return len(self._content[0])
 
-    def read(self, start: int, stop: int) -> list[Example]:
+    @property
+    def labels(self) -> np.ndarray:
+        return self._content[1].astype(np.int64)
+
+    def take(self, indices: Sequence[int]) -> list[Example]:
         images, labels, _ = self._content
-        pairs = zip(images[start:stop], labels[start:stop].tolist(), strict=True)
-        return [Example(image, label, f"image {start + i} of {self._title}") for i, (image, label) in enumerate(pairs)]
+        return [Example(images[i], int(labels[i]), f"image {i} of {self._title}") for i in indices]
 
 
 class Digits(ArraySource):

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from ddpm_hf.config import Data
 from ddpm_hf.errors import UserError
+
+NO_LABEL = -1  # in arrays of labels
 
 
 class Example(NamedTuple):
@@ -32,9 +34,18 @@ class Source:
     def __len__(self) -> int:
         raise NotImplementedError
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Every label, int64 (N,), -1 where there is none; no image is opened."""
+        raise NotImplementedError
+
+    def take(self, indices: Sequence[int]) -> list[Example]:
+        """Examples at any indices, images still encoded."""
+        raise NotImplementedError
+
     def read(self, start: int, stop: int) -> list[Example]:
         """Examples from start up to stop, images still encoded."""
-        raise NotImplementedError
+        return self.take(range(len(self))[start:stop])
 
 
 class File(NamedTuple):

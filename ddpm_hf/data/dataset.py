@@ -22,7 +22,7 @@ class TrainingImages(torch.utils.data.Dataset):
     """Images with the recipe's flip and crop. For a DataLoader with a `batch_sampler` and `collate_fn=as_it_is`.
 
     A sample is (index, draw): all that is random about it follows from its draw, a number of 64 bits.
-    A batch is `images`, uint8 (N,C,H,W), and `labels`, int64 (N,), -1 where there is none.
+    A batch is `records`, uint8 (N,C,H,W), and `labels`, int64 (N,), -1 where there is none.
     """
 
     def __init__(self, store: PreparedStore, data: Data):
@@ -59,8 +59,50 @@ class TrainingImages(torch.utils.data.Dataset):
         return images
 
     def _batch(self, images: np.ndarray, indices: Sequence[int]) -> Batch:
-        labels = self.store.labels[np.asarray(indices, np.int64)]
-        return {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)}
+        return {"records": torch.from_numpy(images), "labels": _labels(self.store, indices)}
+
+
+class TrainingLatents(torch.utils.data.Dataset):
+    """Latents, flipped as `TrainingImages` flips: a draw that flips takes the latent of the mirrored image.
+
+    A batch is `records`, each image's mean and log variance, (N,2c,h,w) of the dtype stored, and `labels`, int64 (N,),
+    -1 where there is none. Of an autoencoder that knows no posterior the records are (N,c,h,w).
+    """
+
+    def __init__(self, store: PreparedStore):
+        self.store, self.mirrored = store, store.fingerprint["latents"]["mirrored"]
+        channels, *size = store.shape
+        self._shape = (channels // 2 if self.mirrored else channels, *size)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitems__(self, samples: Sequence[tuple[int, int]]) -> Batch:
+        return self._batch([(index, self.mirrored and is_flipped(draw)) for index, draw in samples])
+
+    def plain(self, indices: Sequence[int]) -> Batch:
+        """Latents of the images as they are, not mirrored."""
+        return self._batch([(index, False) for index in indices])
+
+    def _batch(self, halves: list[tuple[int, bool]]) -> Batch:
+        channels = self._shape[0]
+        records = np.empty((len(halves), *self._shape), self.store.dtype)
+        for n, (index, flipped) in enumerate(halves):
+            first = channels if flipped else 0
+            records[n] = self.store.read(index)[first : first + channels]
+        if self.store.manifest["dtype"] == "bfloat16":
+            tensor = torch.from_numpy(records.view(np.int16)).view(torch.bfloat16)
+        else:
+            tensor = torch.from_numpy(records)
+        return {"records": tensor, "labels": _labels(self.store, [index for index, _ in halves])}
+
+
+def training_set(store: PreparedStore, data: Data) -> TrainingImages | TrainingLatents:
+    return TrainingLatents(store) if "latents" in store.fingerprint else TrainingImages(store, data)
+
+
+def _labels(store: PreparedStore, indices: Sequence[int]) -> torch.Tensor:
+    return torch.from_numpy(store.labels[np.asarray(indices, np.int64)])
 
 
 def check_labels(store: PreparedStore, num_classes: int | None) -> None:

@@ -1,10 +1,13 @@
 """A folder of image files, one subfolder a class."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from ddpm_hf.config import Data
-from ddpm_hf.data.base import Example, File, Source, identify
+from ddpm_hf.data.base import NO_LABEL, Example, File, Source, identify
 from ddpm_hf.errors import UserError
 
 # Pillow lists these as readable, but reads them only with another program's help
@@ -39,6 +42,10 @@ class ImageFolder(Source):
     def __len__(self) -> int:
         return len(self._names)
 
-    def read(self, start: int, stop: int) -> list[Example]:
-        paths = [f"{self._root}/{name}" for name in self._names[start:stop]]
-        return [Example(path, label, path) for path, label in zip(paths, self._labels[start:stop], strict=True)]
+    @property
+    def labels(self) -> np.ndarray:
+        return np.array([NO_LABEL if label is None else label for label in self._labels], np.int64)
+
+    def take(self, indices: Sequence[int]) -> list[Example]:
+        paths = [f"{self._root}/{self._names[i]}" for i in indices]
+        return [Example(path, self._labels[i], path) for i, path in zip(indices, paths, strict=True)]

@@ -15,4 +15,4 @@ def preview(dataset: TrainingImages, path: str | Path, num: int = 64) -> None:
     draws = random.integers(0, 2**64, len(indices), np.uint64)
     batch = dataset.__getitems__(list(zip(indices.tolist(), draws.tolist(), strict=True)))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    grid(batch["images"].numpy()).save(path)
+    grid(batch["records"].numpy()).save(path)

@@ -27,6 +27,16 @@ class Span(NamedTuple):
     stop: int
 
 
+def spans_of(total: int, shard_size: int) -> list[Span]:
+    return [Span(n, start, min(start + shard_size, total)) for n, start in enumerate(range(0, total, shard_size))]
+
+
+def stop_at_bad_image(data: Data, error: Exception) -> None:
+    """Raises `UserError` for an `UnreadableImage`, unless the recipe skips them."""
+    if data.on_bad_image == "stop":
+        raise UserError(f"{error}; repair or remove it, or set data.on_bad_image: skip") from error
+
+
 class Written(NamedTuple):
     images: int  # that the source gave
     bad: int
@@ -68,8 +78,7 @@ class _Writer:
                 try:
                     pixels = read_image(example, data.resolution, data.channels, data.crop)
                 except UnreadableImage as error:
-                    if data.on_bad_image == "stop":
-                        raise UserError(f"{error}; repair or remove it, or set data.on_bad_image: skip") from error
+                    stop_at_bad_image(data, error)
                     bad.append(str(error))
                 else:
                     yield i, example.label, pixels

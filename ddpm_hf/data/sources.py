@@ -12,6 +12,7 @@ from pathlib import Path
 from ddpm_hf.config import Data
 from ddpm_hf.data.archives import Cifar10, Digits, IdxFiles
 from ddpm_hf.data.base import Example, Source, file_at, identify, missing_split, near_names, scan, suffix
+from ddpm_hf.data.classes import ChosenClasses
 from ddpm_hf.data.folder import ImageFolder, image_suffixes
 from ddpm_hf.data.tables import TableSource
 from ddpm_hf.errors import UserError
@@ -43,7 +44,7 @@ def open_source(data: Data) -> Source:
         raise UserError(f"data.subset: only data sets on the Hub have subsets; leave it out for {data.source}")
     if (data.image_column or data.label_column) and not isinstance(source, TableSource):
         raise UserError(f"data.source: {data.source} has no columns; leave out data.image_column and data.label_column")
-    return source
+    return ChosenClasses(source, data) if data.classes else source
 
 
 def _may_be_hub_id(source: str) -> bool:

@@ -18,28 +18,32 @@ from zlib import crc32
 
 import numpy as np
 
+from ddpm_hf.data.base import NO_LABEL
 from ddpm_hf.errors import UserError
 
 FORMAT = 1
 INDEX = np.dtype(
     [("source", "<i8"), ("label", "<i8"), ("height", "<i4"), ("width", "<i4"), ("offset", "<i8"), ("crc32", "<u4")]
 )
-NO_LABEL = -1
+WITHOUT_NUMPY = {"bfloat16": "uint16"}  # a dtype that numpy lacks → what its bits are read as
 
 
 class PreparedStore:
     """Reads a finished store. Picklable by its path; processes that read it share one copy in the system's page cache.
 
-    manifest: fingerprint, dtype, channels, class_names (None without labels), skipped ({"count", "names"}), shards
+    manifest: fingerprint, dtype, channels, class_names (None without labels), skipped ({"count", "names"}), shards;
+        of latents also latents ({"mean", "std"}, unscaled)
+    dtype: numpy's; uint16, the bits, where the manifest's is bfloat16
     labels: int64 (N,), -1 where there is none
     sizes: int32 (N, 2), height and width of each record
     shape: (C,h,w) if it is the same for all, else None
     content: a digest of every record and label in their order; equal for equal images, wherever they came from
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, manifest: dict | None = None):
+        """manifest: of a store whose shards are all written, but not the manifest yet."""
         self.folder = Path(folder)
-        self.manifest = read_json(self.folder / "manifest.json")
+        self.manifest = manifest or read_json(self.folder / "manifest.json")
         if self.manifest is None:
             raise UserError(f"{self.folder} is not a prepared store: it has no manifest.json")
         if self.manifest["format"] != FORMAT:
@@ -49,7 +53,7 @@ class PreparedStore:
         self.fingerprint: dict = self.manifest["fingerprint"]
         self.class_names: list[str] | None = self.manifest["class_names"]
         self.channels: int = self.manifest["channels"]
-        self.dtype = np.dtype(self.manifest["dtype"])
+        self.dtype = np.dtype(WITHOUT_NUMPY.get(self.manifest["dtype"], self.manifest["dtype"]))
         indices = [np.load(self.folder / f"{shard}.npy") for shard in self.manifest["shards"]]
         index = np.concatenate(indices)
         self.labels: np.ndarray = index["label"].copy()
@@ -120,6 +124,8 @@ def is_written(folder: Path, number: int) -> bool:
 
 def write_shard(folder: Path, number: int, records: Iterable[tuple[int, int | None, np.ndarray]]) -> int:
     """Writes a shard of (index in the source, label, array (C,h,w)); returns how many there were."""
+    for aside in folder.glob(f"{shard_name(number)}.*.tmp"):  # of a process that was killed
+        aside.unlink()
     index, offset = [], 0
     with replacing(folder / f"{shard_name(number)}.bin") as file:
         for source_index, label, pixels in records:
@@ -136,11 +142,16 @@ def source_indices(folder: Path, number_of_shards: int) -> list[np.ndarray]:
     return [np.load(folder / f"{shard_name(n)}.npy")["source"] for n in range(number_of_shards)]
 
 
-def write_manifest(folder: Path, number_of_shards: int, content: dict) -> None:
-    """Completes a store whose shards are all written; content: fingerprint, dtype, channels, class_names and skipped."""
+def manifest_of(folder: Path, number_of_shards: int, content: dict) -> dict:
+    """Of a store whose shards are all written; content: fingerprint, dtype, channels, class_names and skipped."""
     kept = [len(indices) for indices in source_indices(folder, number_of_shards)]
     shards = [shard_name(n) for n, images in enumerate(kept) if images]
-    write_json(folder / "manifest.json", {"format": FORMAT, "num_images": sum(kept), **content, "shards": shards})
+    return {"format": FORMAT, "num_images": sum(kept), **content, "shards": shards}
+
+
+def write_manifest(folder: Path, number_of_shards: int, content: dict) -> None:
+    """Completes a store whose shards are all written."""
+    write_json(folder / "manifest.json", manifest_of(folder, number_of_shards, content))
 
 
 def read_json(path: Path) -> dict | None:

@@ -1,11 +1,14 @@
 """Everything that the `datasets` library reads: parquet, arrow and webdataset files, saved data sets, the Hub."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from ddpm_hf.config import Data
-from ddpm_hf.data.base import Example, Source, identify, missing_split, scan
+from ddpm_hf.data.base import NO_LABEL, Example, Source, identify, missing_split, scan
 from ddpm_hf.errors import UnreachableError, UserError
 
 if TYPE_CHECKING:
@@ -83,16 +86,23 @@ class TableSource(Source):
     def __len__(self) -> int:
         return len(self._table.rows)
 
-    def read(self, start: int, stop: int) -> list[Example]:
+    @property
+    def labels(self) -> np.ndarray:
         table = self._table
-        batch = table.rows[start:stop]
+        if table.label is None:
+            return np.full(len(self), NO_LABEL)
+        column = table.rows.select_columns([table.label]).with_format("arrow")[:][table.label].to_pylist()
+        found = (_label(table.label_of.get(value, value)) for value in column)
+        return np.fromiter((NO_LABEL if label is None else label for label in found), np.int64, len(column))
+
+    def take(self, indices: Sequence[int]) -> list[Example]:
+        table = self._table
+        batch = table.rows[indices]  # a range is a slice of the table; scattered rows are gathered
         images = batch[table.image]
         labels = batch[table.label] if table.label else [None] * len(images)
         return [
-            Example(
-                _encoded(image), _label(table.label_of.get(value, value)), f"row {start + i} of {self._data.source}"
-            )
-            for i, (image, value) in enumerate(zip(images, labels, strict=True))
+            Example(_encoded(image), _label(table.label_of.get(value, value)), f"row {i} of {self._data.source}")
+            for i, image, value in zip(indices, images, labels, strict=True)
         ]
 
 

@@ -30,6 +30,11 @@ def discretized_gaussian_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log
     return torch.where(x.abs() > 0.999, edges, inside)
 
 
+def gaussian_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor):
+    """log N(x; mean, exp log_variance), a density; elementwise, in nats."""
+    return -0.5 * (math.log(2 * math.pi) + log_variance + (x - mean).square() * (-log_variance).exp())
+
+
 def log_normal_cdf(x: torch.Tensor) -> torch.Tensor:
     """log of the standard normal's distribution function; torch.special.log_ndtr's gradient loses all digits far out."""
     below, above = x.clamp(max=0) * -math.sqrt(0.5), x.clamp(min=0) * math.sqrt(0.5)
@@ -49,16 +54,19 @@ def vlb_term(
     t: torch.Tensor,
     predicted_x0: torch.Tensor,
     log_variance: torch.Tensor,
+    discrete: bool = True,
 ) -> torch.Tensor:
     """L_{t-1}, or L_0 at the first timestep (Ho et al. 2020, equation 5), in bits per dimension, (N,).
 
-    `x0`: (N, C, H, W) in [-1, 1], of 8-bit pixels.
+    `x0`: (N, C, H, W) in [-1, 1], of 8-bit pixels; if not `discrete`, any continuous values, such as latents, whose L_0
+    is that of a density and may be negative.
     """
     mean = process.posterior_mean(predicted_x0, x_t, t)
     log_variance = log_variance.expand_as(mean)
     true_mean = process.posterior_mean(x0, x_t, t)
     kl = normal_kl(true_mean, at(process.log_posterior_variance, t), mean, log_variance)
-    decoder = -discretized_gaussian_log_likelihood(x0, mean, log_variance)
+    log_likelihood = discretized_gaussian_log_likelihood if discrete else gaussian_log_likelihood
+    decoder = -log_likelihood(x0, mean, log_variance)
     first = (t == 0).view(-1, 1, 1, 1)
     return torch.where(first, decoder, kl).mean(dim=(1, 2, 3)) / math.log(2)
 

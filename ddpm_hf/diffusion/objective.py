@@ -10,6 +10,7 @@ from ddpm_hf.config import Condition, Diffusion
 from ddpm_hf.diffusion.likelihood import bits_per_dimension, log_variance_of, vlb_term
 from ddpm_hf.diffusion.process import DiffusionProcess
 from ddpm_hf.diffusion.timesteps import ImportanceTimesteps, UniformTimesteps
+from ddpm_hf.errors import UserError
 
 Autocast = Callable[[], AbstractContextManager]
 
@@ -18,7 +19,7 @@ class Objective:
     """Algorithm 1, lines 3 to 5 (Ho et al. 2020), for any prediction type, variance and loss of the recipe.
 
     `gather` joins a tensor (N, ...) of all processes, for what they have to share. Only the denoiser runs under
-    `autocast`; the rest is computed in `dtype`.
+    `autocast`; the rest is computed in `dtype`. `discrete`: x_0 are 8-bit pixels; False of latents.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class Objective:
         device: torch.device,
         gather: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
         dtype: torch.dtype = torch.float32,
+        *,
+        discrete: bool = True,
     ) -> None:
-        self.diffusion, self.condition = diffusion, condition
+        self.diffusion, self.condition, self.discrete = diffusion, condition, discrete
         self.process = DiffusionProcess(scheduler.betas, device, dtype)
         self.uniform = UniformTimesteps(self.process.T, device)
         importance = diffusion.timestep_sampling == "importance"
@@ -45,7 +48,7 @@ class Objective:
     ) -> torch.Tensor:
         """Each image's training loss, (N,).
 
-        `x0`: (N, C, H, W) in [-1, 1]; `labels`: int64 (N,), of a conditional model. Draws from torch's default
+        `x0`: (N, C, H, W), pixels in [-1, 1] or latents; `labels`: int64 (N,), of a conditional model. Draws from torch's default
         generators, which the caller seeds.
         """
         # line 3: t ~ Uniform({0, ..., T-1}), int64 (N,); or by importance, with weights
@@ -90,10 +93,10 @@ class Objective:
         log_variance = log_variance_of(process, t, fraction)
         if self.diffusion.loss == "vlb":
             predicted_x0 = process.to_x0(kind, prediction, x_t, t)
-            return process.T * vlb_term(process, x0, x_t, t, predicted_x0, log_variance)
+            return process.T * vlb_term(process, x0, x_t, t, predicted_x0, log_variance, self.discrete)
         # L_hybrid = L_simple + lambda L_vlb, where L_vlb learns the variance alone (Nichol & Dhariwal 2021, section 3.1)
         predicted_x0 = process.to_x0(kind, prediction.detach(), x_t, t)
-        vlb = process.T * vlb_term(process, x0, x_t, t, predicted_x0, log_variance)
+        vlb = process.T * vlb_term(process, x0, x_t, t, predicted_x0, log_variance, self.discrete)
         return self._mse(prediction, x0, t, epsilon) + self.diffusion.vlb_weight * vlb
 
     def bits_per_dimension(
@@ -105,6 +108,8 @@ class Objective:
         autocast: Autocast = nullcontext,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The bound on each image's negative log-likelihood, (N,), and its terms, (N, T + 1); T forward passes."""
+        if not self.discrete:
+            raise UserError("bits per dimension are of 8-bit pixels; this model works on latents")
 
         def predict(x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
             return self._predict(denoiser, x_t, t, labels, autocast)

@@ -8,8 +8,10 @@ from diffusers import DDPMScheduler
 from ddpm_hf.config import Diffusion
 
 
-def build_scheduler(diffusion: Diffusion) -> DDPMScheduler:
+def build_scheduler(diffusion: Diffusion, clip_sample: bool = True) -> DDPMScheduler:
     """The schedule that training uses and that the saved pipeline carries.
+
+    `clip_sample`: sampling bounds the predicted image to [-1, 1]; False of latents, which have no bounds.
 
     Spacing is set, never left to a default: Diffusers drops unset defaults in memory but not in a saved file,
     so a scheduler made from this one would differ between the two.
@@ -24,7 +26,7 @@ def build_scheduler(diffusion: Diffusion) -> DDPMScheduler:
         prediction_type=diffusion.prediction_type,
         # a constant exponent is the learned range's formula with a fraction that the pipeline supplies
         variance_type="learned_range" if diffusion.variance_type == "fixed_exponent" else diffusion.variance_type,
-        clip_sample=True,
+        clip_sample=clip_sample,
         clip_sample_range=1.0,
         timestep_spacing="trailing",
     )

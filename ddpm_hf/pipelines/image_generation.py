@@ -9,7 +9,6 @@ from fractions import Fraction
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
@@ -27,6 +26,8 @@ class ImageGenerationPipeline(DiffusionPipeline):
     `id2label`: the classes' names by their ids as text, {"0": "cat"}.
     `variance_exponent`: of DDPM's reverse step, between its bounds: 0 is the posterior's variance, 1 is beta (Ho &
     Salimans 2022); for a denoiser that does not learn it, with a scheduler of variance type "learned_range".
+    `vae`: any of Diffusers' image autoencoders; latents are (z - shift_factor) * scaling_factor of its own config.
+    `image_channels`: 1, what a three-channel autoencoder decodes is averaged to one channel.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -36,14 +37,20 @@ class ImageGenerationPipeline(DiffusionPipeline):
         self,
         unet: ModelMixin,
         scheduler: SchedulerMixin,
-        vae: AutoencoderKL | None = None,
+        vae: ModelMixin | None = None,
         num_classes: int | None = None,
         id2label: dict[str, str] | None = None,
         variance_exponent: float | None = None,
+        image_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
-        self.register_to_config(num_classes=num_classes, id2label=id2label, variance_exponent=variance_exponent)
+        self.register_to_config(
+            num_classes=num_classes,
+            id2label=id2label,
+            variance_exponent=variance_exponent,
+            image_channels=image_channels,
+        )
 
     @torch.no_grad()
     def __call__(
@@ -58,20 +65,22 @@ class ImageGenerationPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         eta: float = 0.0,
+        decode_batch_size: int = 16,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], None] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """
         `class_labels`: an id or a name for all, or a list with one an image; None draws from the null class.
-        `guidance_scale`: s of uncond + s (cond - uncond); 1 is off, and then there is no second prediction. The papers'
-        weight is w = s - 1.
+        `guidance_scale`: s of uncond + s (cond - uncond); at 1, which is off, and at 0, the null class alone, there is
+        no second prediction. The papers' weight is w = s - 1.
         `guidance_interval`: two noise levels sigma = sqrt((1 - alpha_bar) / alpha_bar) between which alone to guide
         (Kynkäänniemi et al. 2024); all if None.
         `num_inference_steps`: every timestep for DDPM, 50 for other schedulers, if not given.
         `generator`: one, or a list with one an image; then an image does not depend on its batch.
         `latents`: the noise to start from, (N, C, H, W); drawn if not given.
         `output_type`: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W), floats in [0, 1]; "latent", what the denoiser made,
-        not decoded, (N, C, H, W).
+        for `decode`, (N, C, H, W).
         `eta`: noise of DDIM's steps, 0 to 1.
+        `decode_batch_size`: images decoded at once; an autoencoder needs far more memory than the denoiser.
         `callback_on_step_end(pipe, i, t, {"latents": x})` sees every state of the reverse process, (N, C, H, W), as the
         denoiser sees it.
         """
@@ -80,8 +89,7 @@ class ImageGenerationPipeline(DiffusionPipeline):
         shape = (batch_size, self.unet.config.in_channels, *self._sample_size())
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators for a batch of {batch_size}; give one, or one an image")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type {output_type!r} is not one of pil, np, pt, latent")
+        _check_output(output_type, ("pil", "np", "pt", "latent"), decode_batch_size)
         labels = self._label_ids(class_labels, batch_size)  # int64 (N,), None for an unconditional denoiser
         if class_labels is None and guidance_scale != 1:
             raise ValueError(f"guidance_scale {guidance_scale} needs class_labels to guide towards")
@@ -121,7 +129,7 @@ class ImageGenerationPipeline(DiffusionPipeline):
                 seen = x if last else scheduler.scale_model_input(x, timesteps[i + 1])
                 callback_on_step_end(self, i, t, {"latents": seen})
 
-        images = x if output_type == "latent" else self._decode(x, output_type)
+        images = x if output_type == "latent" else self.decode(x, output_type, decode_batch_size)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -183,13 +191,15 @@ class ImageGenerationPipeline(DiffusionPipeline):
         return scheduler
 
     def _predict(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, scale: float) -> torch.Tensor:
-        """The denoiser's output, float32 (N, C or 2C, H, W); guided (Ho & Salimans 2022, equation 6) if `scale` is not 1."""
+        """The denoiser's output, float32 (N, C or 2C, H, W); guided (Ho & Salimans 2022, equation 6) but at 0 and 1."""
         x = x.to(self.unet.dtype)
         if labels is None:
             return self.unet(x, t).sample.float()
         if scale == 1:
             return self.unet(x, t, class_labels=labels).sample.float()
         null = torch.full_like(labels, self.config.num_classes)
+        if scale == 0:
+            return self.unet(x, t, class_labels=null).sample.float()
         both = self.unet(torch.cat([x, x]), t, class_labels=torch.cat([null, labels])).sample.float()
         unconditional, conditional = both.chunk(2)
         channels = x.shape[1]  # what follows them, a learned variance, is the conditional one's
@@ -205,18 +215,40 @@ class ImageGenerationPipeline(DiffusionPipeline):
             return torch.cat([prediction, torch.full_like(prediction, 2 * self.config.variance_exponent - 1)], dim=1)
         return prediction
 
-    def _decode(self, x: torch.Tensor, output_type: str):
-        if self.vae is not None:
-            shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-            x = self.vae.decode((x / self.vae.config.scaling_factor + shift).to(self.vae.dtype)).sample.float()
-        images = (x / 2 + 0.5).clamp(0, 1)
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, output_type: str = "pil", decode_batch_size: int = 16):
+        """Images of what the denoiser made, such as `output_type="latent"` gives: float (N, C, H, W), scaled and shifted.
+
+        Of a model without an autoencoder these are pixels in [-1, 1]. The rest as in the pipeline's call.
+        """
+        _check_output(output_type, ("pil", "np", "pt"), decode_batch_size)
+        latents = latents.to(self._execution_device, torch.float32)
+        images = torch.cat([self._to_images(some) for some in latents.split(decode_batch_size)])
+        self.maybe_free_model_hooks()
         if output_type == "pt":
             return images
         images = images.cpu().permute(0, 2, 3, 1).numpy()
         return self.numpy_to_pil(images) if output_type == "pil" else images
 
+    def _to_images(self, x: torch.Tensor) -> torch.Tensor:
+        """Float32 (N, C, H, W) in [0, 1]."""
+        if self.vae is not None:
+            scale = getattr(self.vae.config, "scaling_factor", None) or 1.0
+            shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+            x = self.vae.decode((x / scale + shift).to(self.vae.dtype)).sample.float()
+        if self.config.image_channels == 1:
+            x = x.mean(dim=1, keepdim=True)
+        return (x / 2 + 0.5).clamp(0, 1)
+
 
 _ENDS_IN_X0 = (DDPMScheduler, DDIMScheduler)  # the solvers end there by themselves, at a noise level of 0
+
+
+def _check_output(output_type: str, known: Sequence[str], decode_batch_size: int) -> None:
+    if output_type not in known:
+        raise ValueError(f"output_type {output_type!r} is not one of {', '.join(known)}")
+    if decode_batch_size < 1:
+        raise ValueError(f"decode_batch_size {decode_batch_size} should be 1 or more")
 
 
 def _noise_level(scheduler: SchedulerMixin, i: int, t: int | float) -> float:

@@ -6,14 +6,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradScalerKwargs, ProjectConfiguration
 
-from ddpm_hf.config import Recipe, Train
+from ddpm_hf.config import AnyRecipe, Train
 from ddpm_hf.errors import UserError
 from ddpm_hf.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 
-def build_accelerator(recipe: Recipe) -> Accelerator:
+def build_accelerator(recipe: AnyRecipe) -> Accelerator:
     """Processes, devices and mixed precision as launched; the recipe says which precision, not the launcher."""
     train = recipe.train
     check_precision(train)

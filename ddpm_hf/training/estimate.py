@@ -4,25 +4,27 @@ import math
 import sys
 
 import torch
-from diffusers import ModelMixin
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm_hf.build import build_denoiser
-from ddpm_hf.config import Recipe
+from ddpm_hf.build import build_autoencoder, build_denoiser, sample_shape
+from ddpm_hf.config import AnyRecipe, Recipe
 from ddpm_hf.data.prepare import images_in
 from ddpm_hf.data.sampler import split_held_out
 from ddpm_hf.errors import UnreachableError
 
 
-def estimate(recipe: Recipe, processes: int) -> dict[str, int | None]:
+def estimate(recipe: AnyRecipe, processes: int) -> dict[str, int | None]:
     """The figures of `--dry_run`: parameters, forward FLOPs an image, images an epoch, steps, bytes a process."""
     train = recipe.train
+    denoising = isinstance(recipe, Recipe)
+    shape = sample_shape(recipe) if denoising else (recipe.data.channels, *recipe.data.resolution)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        denoiser = build_denoiser(recipe, load_weights=False)
-        parameters = sum(p.numel() for p in denoiser.parameters())
-        flops = _forward_flops(denoiser, recipe)
-        activations = _activation_bytes(denoiser, recipe)
+        model = build_denoiser(recipe, load_weights=False) if denoising else build_autoencoder(recipe)
+        parameters = sum(p.numel() for p in model.parameters())
+        flops = _forward_flops(model, recipe, shape)
+        activations = _activation_bytes(model, recipe, shape)
     images = _images_per_epoch(recipe)
     batch = train.batch_size * train.gradient_accumulation_steps * processes
     return {
@@ -35,7 +37,7 @@ def estimate(recipe: Recipe, processes: int) -> dict[str, int | None]:
     }
 
 
-def _images_per_epoch(recipe: Recipe) -> int | None:
+def _images_per_epoch(recipe: AnyRecipe) -> int | None:
     """Without those held out; None where the Hub alone could tell and cannot be reached."""
     try:
         images = images_in(recipe.data)
@@ -45,22 +47,24 @@ def _images_per_epoch(recipe: Recipe) -> int | None:
     return len(split_held_out(images, recipe.data.held_out, recipe.run.seed)[0])
 
 
-def _inputs(recipe: Recipe, batch_size: int) -> dict[str, torch.Tensor]:
-    timesteps = torch.zeros(batch_size, dtype=torch.long)
-    inputs = {"sample": torch.randn(batch_size, recipe.data.channels, *recipe.data.resolution), "timestep": timesteps}
+def _inputs(recipe: AnyRecipe, shape: tuple[int, int, int], batch_size: int) -> dict[str, torch.Tensor]:
+    sample, timesteps = torch.randn(batch_size, *shape), torch.zeros(batch_size, dtype=torch.long)
+    if not isinstance(recipe, Recipe):
+        return {"images": sample} if recipe.loss.discriminator_start is None else {"images": sample, "adversarial": 1.0}
+    inputs = {"sample": sample, "timestep": timesteps}
     return inputs if recipe.condition.num_classes is None else {**inputs, "class_labels": timesteps}
 
 
-def _forward_flops(denoiser: ModelMixin, recipe: Recipe) -> int:
+def _forward_flops(model: nn.Module, recipe: AnyRecipe, shape: tuple[int, int, int]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        denoiser(**_inputs(recipe, 1))
+        model(**_inputs(recipe, shape, 1))
     return counter.get_total_flops()
 
 
-def _activation_bytes(denoiser: ModelMixin, recipe: Recipe) -> int:
+def _activation_bytes(model: nn.Module, recipe: AnyRecipe, shape: tuple[int, int, int]) -> int:
     if recipe.train.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
-    weights = {p.untyped_storage()._cdata for p in denoiser.parameters()}
+        model.enable_gradient_checkpointing()
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -74,5 +78,5 @@ def _activation_bytes(denoiser: ModelMixin, recipe: Recipe) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype=half, enabled=half != torch.float32),
     ):
-        denoiser.train()(**_inputs(recipe, recipe.train.batch_size))
+        model.train()(**_inputs(recipe, shape, recipe.train.batch_size))
     return sum(size for _, size in kept.values())

@@ -9,8 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ddpm_hf.codec import PixelCodec
-from ddpm_hf.diffusion.objective import Objective
+from ddpm_hf.codec import AutoencoderCodec, PixelCodec
 from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.tracking import Meter
 
@@ -35,9 +34,9 @@ class Event:
 def training_loop(
     *,
     model: nn.Module,
-    denoiser: nn.Module,
-    objective: Objective,
-    codec: PixelCodec,
+    wrapped: nn.Module,  # the same as Accelerate wraps it, for many processes and compilation
+    objective: Callable[..., torch.Tensor],
+    codec: PixelCodec | AutoencoderCodec,
     batches: Iterator[dict[str, torch.Tensor]],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -64,16 +63,16 @@ def training_loop(
             group["lr"] = learning_rate(progress.step)
         images = 0
         for micro_step in range(accumulation):
-            # Algorithm 1, line 2: x_0 ~ q(x_0); uint8 (N, C, H, W) to float32 in [-1, 1]
+            # Algorithm 1, line 2: x_0 ~ q(x_0); uint8 pixels (N, C, H, W), or latents' moments, to float32 (N, C, H, W)
             batch = meter.next_batch(batches)
             torch.manual_seed(noise_seed(seed, progress.images_seen, micro_step, accelerator.process_index))
-            x0 = codec.encode(batch["images"].to(accelerator.device, non_blocking=True))
+            x0 = codec.encode(batch["records"].to(accelerator.device, non_blocking=True))
             labels = batch["labels"].to(accelerator.device, non_blocking=True)  # int64 (N,)
             images += len(x0) * accelerator.num_processes
             last = micro_step == accumulation - 1
-            with nullcontext() if last else accelerator.no_sync(denoiser):  # gradients are averaged once a step
+            with nullcontext() if last else accelerator.no_sync(wrapped):  # gradients are averaged once a step
                 # lines 3 to 5: t, epsilon, and the gradient of the loss
-                loss = objective(denoiser, x0, labels, accelerator.autocast)
+                loss = objective(wrapped, x0, labels, accelerator.autocast)
                 accelerator.backward(loss.mean() / accumulation)
             meter.add_loss(loss.detach())
 

@@ -3,25 +3,25 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from ddpm_hf.config import Recipe, differences, dump_recipe, load_recipe
+from ddpm_hf.config import AnyRecipe, differences, dump_recipe, load_recipe
 from ddpm_hf.errors import UserError
 
 
 class RunFolder:
     """`<run.output_dir>/<run.name>/`."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: AnyRecipe) -> None:
         self.path = Path(recipe.run.output_dir) / recipe.run.name
         self.recipe_file = self.path / "recipe.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
-        self.pipeline = self.path / "pipeline"
         self._lock = FileLock(self.path / ".lock", timeout=0)
 
     def claim(self) -> None:
@@ -39,12 +39,12 @@ class RunFolder:
     def release(self) -> None:
         self._lock.release()
 
-    def check_recipe(self, recipe: Recipe, trained_batch: int, world_size: int) -> None:
+    def check_recipe(self, recipe: AnyRecipe, trained_batch: int, world_size: int) -> None:
         """Refuses to resume with a recipe that would change results already reached.
 
         `trained_batch` images made up a step so far, of all processes and micro-batches together.
         """
-        old = load_recipe(self.recipe_file)
+        old = load_recipe(self.recipe_file, kind=type(recipe))
         found = differences(old, recipe)
         batch = recipe.train.batch_size * recipe.train.gradient_accumulation_steps * world_size
         if batch == trained_batch:  # the same images make up each step, only cut in other pieces
@@ -57,7 +57,7 @@ class RunFolder:
                 " set it back, or choose another --run.name for a new run"
             )
 
-    def write_recipe(self, recipe: Recipe) -> None:
+    def write_recipe(self, recipe: AnyRecipe) -> None:
         write_atomically(self.recipe_file, dump_recipe(recipe))
 
     def forget_metrics_after(self, step: int) -> None:
@@ -67,21 +67,19 @@ class RunFolder:
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             write_atomically(self.metrics_file, "".join(kept))
 
-    def replace_pipeline(self, save) -> None:
-        """Saves a pipeline aside with `save(folder)`, then puts it in the place of the last one."""
-        new, old = self.path / ".pipeline.new", self.path / ".pipeline.old"
+    def replace(self, product: str, save: Callable[[Path], None]) -> None:
+        """Saves a pipeline or an autoencoder aside with `save(folder)`, then puts it in the place of the last one."""
+        final, new, old = self.path / product, self.path / f".{product}.new", self.path / f".{product}.old"
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
         try:
             save(new)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(new, ignore_errors=True)
-            raise UserError(
-                f"{self.pipeline} cannot be written: {error}; make room and run the same command again"
-            ) from None
-        if self.pipeline.exists():
-            self.pipeline.rename(old)
-        new.rename(self.pipeline)
+            raise UserError(f"{final} cannot be written: {error}; make room and run the same command again") from None
+        if final.exists():
+            final.rename(old)
+        new.rename(final)
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -9,92 +9,56 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers import DDPMScheduler, ModelMixin
 from torch.utils.data import DataLoader
 
-from ddpm_hf.codec import PixelCodec
-from ddpm_hf.config import Recipe
-from ddpm_hf.data.dataset import TrainingImages, as_it_is, check_labels, check_validation_labels
-from ddpm_hf.data.sampler import SampleOrder, split_held_out
-from ddpm_hf.data.store import PreparedStore
-from ddpm_hf.diffusion.objective import Objective
+from ddpm_hf.config import AnyRecipe
+from ddpm_hf.data.dataset import as_it_is
+from ddpm_hf.data.sampler import SampleOrder
 from ddpm_hf.errors import ProcessError, UserError
-from ddpm_hf.export import save_pipeline
-from ddpm_hf.pictures import columns_for, grid
-from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
-from ddpm_hf.sampling import Sampling
+from ddpm_hf.training.autoencoding import Autoencoding
 from ddpm_hf.training.checkpoints import Checkpoint, Checkpoints, load_optimizer_tensors, optimizer_tensors
+from ddpm_hf.training.denoising import Denoising
 from ddpm_hf.training.ema import EMA
+from ddpm_hf.training.examples import Examples
 from ddpm_hf.training.loop import Event, Progress, training_loop
 from ddpm_hf.training.optimization import build_optimizer, learning_rate
 from ddpm_hf.training.run_folder import RunFolder
-from ddpm_hf.training.shared import draw_together, validation_loss
 from ddpm_hf.training.signals import StopRequest
 from ddpm_hf.training.tracking import Meter, Tracking
 
 
 class Session:
-    """Everything that one run needs, built from its recipe; `train` runs it to its end."""
+    """Everything that one run needs, built from its recipe; `train` runs it to its end.
+
+    What is trained, validated, drawn and left behind is the task's; how, for how long and with which records, is here.
+    """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        store: PreparedStore,
-        denoiser: ModelMixin,
-        scheduler: DDPMScheduler,
-        accelerator: Accelerator,
-        validation_store: PreparedStore | None = None,
+        self, recipe: AnyRecipe, task: Denoising | Autoencoding, examples: Examples, accelerator: Accelerator
     ) -> None:
         train = recipe.train
-        self.recipe, self.store, self.scheduler, self.accelerator = recipe, store, scheduler, accelerator
-        check_labels(store, recipe.condition.num_classes)
+        self.recipe, self.task, self.examples, self.accelerator = recipe, task, examples, accelerator
         self.run = RunFolder(recipe)
         if accelerator.is_main_process:
             self.run.claim()
         self.checkpoints = Checkpoints(self.run.checkpoints, train.keep_checkpoints)
 
         memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
-        self.model = denoiser.to(accelerator.device, memory_format=memory_format).train()
+        self.model = task.model.to(accelerator.device, memory_format=memory_format).train()
         if train.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.ema = EMA(self.model, recipe.ema)
         self.ema.model.disable_gradient_checkpointing()
         self.optimizer = build_optimizer(train, self.model)
         self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)
-        self.objective = Objective(
-            recipe.diffusion, recipe.condition, scheduler, accelerator.device, accelerator.gather
-        )
-        self.timesteps = self.objective.timesteps  # which may have learned from the losses so far
-        self.pipeline = self._build_pipeline()
-        self.codec = PixelCodec()
 
-        self.images = TrainingImages(store, recipe.data)
-        self.train_indices, held_out = split_held_out(len(store), recipe.data.held_out, recipe.run.seed)
-        self.validation_images, self.validation_indices = self.images, held_out
-        if validation_store is not None:
-            if recipe.condition.num_classes is not None:
-                check_validation_labels(store, validation_store)
-            self.validation_images = TrainingImages(validation_store, recipe.data)
-            self.validation_indices = range(len(validation_store))
         self.batch = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
-        self.steps_per_epoch = len(self.train_indices) / self.batch
+        self.steps_per_epoch = len(examples.train_indices) / self.batch
         self.max_steps = train.max_steps or math.ceil(train.epochs * self.steps_per_epoch)
-        self.progress, self.saved_step = Progress(), 0
+        self.progress = task.progress = Progress()
+        self.saved_step = 0
         self.validation: tuple[int, float] | tuple[None, None] = (None, None)  # step and loss of the last one
         self.meter = Meter(accelerator)
-
-    def _build_pipeline(self) -> ImageGenerationPipeline:
-        """The averaged weights as whoever loads them will use them."""
-        num_classes, names = self.recipe.condition.num_classes, self.store.class_names
-        pipe = ImageGenerationPipeline(
-            self.ema.model,
-            self.scheduler,
-            num_classes=num_classes,
-            id2label=None if num_classes is None else {str(i): name for i, name in enumerate(names)},
-            variance_exponent=self.recipe.diffusion.variance_exponent,
-        )
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
 
     # ---- checkpoints
 
@@ -108,12 +72,19 @@ class Session:
             return
         state = found.state
         self.run.check_recipe(self.recipe, state["images_per_step"], self.accelerator.num_processes)
-        if state["class_names"] != self.store.class_names:
+        store = self.examples.store
+        if state["class_names"] != store.class_names:
             raise UserError(
                 f"data.source: its classes were {state['class_names']} when {self.run.path} was trained, now they are"
-                f" {self.store.class_names}; use the same images, or another --run.name"
+                f" {store.class_names}; use the same images, or another --run.name"
             )
-        if state["images"] != self.store.content:
+        for name, identity in self.task.identity.items():
+            if state[name] != identity:
+                raise UserError(
+                    f"{name}.source: is not the {name} that {self.run.path} was trained with, or its scale differs; use"
+                    " the same, or another --run.name"
+                )
+        if state["images"] != store.content:
             raise UserError(
                 f"data.source: its images are not those that {self.run.path} was trained on; use the same, or another --run.name"
             )
@@ -159,9 +130,9 @@ class Session:
         self.model.load_state_dict(checkpoint.tensors("model"))
         self.ema.model.load_state_dict(checkpoint.tensors("ema"))
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.tensors("optimizer"))
-        if self.timesteps.state():
-            self.timesteps.load_state(checkpoint.tensors("objective"))
-        self.progress = Progress(checkpoint.state["step"], checkpoint.state["images_seen"])
+        if self.task.state():
+            self.task.load_state(checkpoint.tensors("objective"))
+        self.progress.step, self.progress.images_seen = checkpoint.state["step"], checkpoint.state["images_seen"]
         self.saved_step = self.progress.step
         self.meter.skipped += checkpoint.state["skipped_steps"]
         if checkpoint.state["gradient_scaler"] and self.scaler.is_enabled():
@@ -181,7 +152,7 @@ class Session:
             "ema": dict(self.ema.model.state_dict()),
             "optimizer": optimizer_tensors(self.optimizer, self.model),
         }
-        if objective := self.timesteps.state():
+        if objective := self.task.state():
             tensors["objective"] = objective
         if not all(t.isfinite().all() for named in tensors.values() for t in named.values()):
             raise UserError(
@@ -196,11 +167,13 @@ class Session:
             "skipped_steps": int(self.meter.skipped.item()),
             "validation_loss": validation_loss if validated_at == progress.step else None,
             "gradient_scaler": self.scaler.state_dict(),
-            "class_names": self.store.class_names,
-            "images": self.store.content,
+            "class_names": self.examples.store.class_names,
+            "images": self.examples.store.content,
+            **self.task.identity,
         }
-        self.checkpoints.check_space(progress.step, tensors | {"pipeline": tensors["ema"]})
-        self.run.replace_pipeline(partial(save_pipeline, self.pipeline))
+        product = {self.task.product: self.task.saved_tensors(self.ema.model)}
+        self.checkpoints.check_space(progress.step, tensors | product)
+        self.run.replace(self.task.product, partial(self.task.save, self.ema.model))
         self.checkpoints.save(state, tensors)
         self.saved_step = progress.step
 
@@ -220,27 +193,15 @@ class Session:
         self._stop_if_diverged()
 
     def validate(self, progress: Progress) -> None:
-        """The EMA weights' loss on images that are not trained on."""
-        size = self.recipe.train.batch_size
-        loss = validation_loss(
-            self.ema.model,
-            self.objective,
-            self.codec,
-            self.validation_images,
-            self.validation_indices,
-            size,
-            self.accelerator,
-        )
-        self.validation = (progress.step, loss)
-        self.tracking.log({"step": progress.step, "images_seen": progress.images_seen, "validation_loss": loss})
+        """The EMA weights on images that are not trained on."""
+        measured = self.task.validate(self.ema.model)
+        self.validation = (progress.step, measured["validation_loss"])
+        self.tracking.log({"step": progress.step, "images_seen": progress.images_seen, **measured})
 
     def draw_samples(self, progress: Progress) -> None:
-        """A grid of the same seeds each time."""
-        sample = self.recipe.sample
-        seeds = range(sample.seed, sample.seed + sample.num_images)
-        images = draw_together(self.pipeline, seeds, sample.batch_size, Sampling.of_recipe(sample), self.accelerator)
+        """A picture of the same seeds or images each time."""
+        picture = self.task.picture(self.ema.model)
         if self.accelerator.is_main_process:
-            picture = grid(images, columns_for(self.recipe.condition.num_classes, len(images)))
             self.run.samples.mkdir(exist_ok=True)
             picture.save(self.run.samples / f"step-{progress.step:08d}.png")
             self.tracking.log_picture(picture, progress.step)
@@ -263,7 +224,7 @@ class Session:
             return
         train, run_seed = self.recipe.train, self.recipe.run.seed
         order = SampleOrder(
-            self.train_indices,
+            self.examples.train_indices,
             train.batch_size,
             run_seed,
             self.progress.images_seen,
@@ -271,7 +232,7 @@ class Session:
             self.accelerator.num_processes,
         )
         loader = DataLoader(
-            self.images,
+            self.examples.training,
             batch_sampler=order,
             collate_fn=as_it_is,
             num_workers=self.recipe.data.workers,
@@ -293,7 +254,7 @@ class Session:
             Event(1, lambda _: self.tracking.bar.update()),
             Event(self.recipe.track.log_every, self.log, on_stop=True),
         ]
-        if len(self.validation_indices):
+        if len(self.examples.validation_indices):
             events.append(Event(train.validate_every or train.checkpoint_every, paused(self.validate)))
         events.append(Event(self.recipe.sample.every or train.checkpoint_every, paused(self.draw_samples)))
         # last, so that everything due at a step has been done where its checkpoint is resumed from
@@ -301,9 +262,9 @@ class Session:
         try:
             training_loop(
                 model=self.model,
-                denoiser=self.accelerator.prepare_model(self.model),
-                objective=self.objective,
-                codec=self.codec,
+                wrapped=self.accelerator.prepare_model(self.model),
+                objective=self.task.objective,
+                codec=self.task.codec,
                 batches=iter(loader),
                 optimizer=self.optimizer,
                 scaler=self.scaler,
@@ -333,8 +294,8 @@ class Session:
             )
             raise SystemExit(128 + stop.signal)
         self.accelerator.print(
-            f"trained to step {self.progress.step}: {self.run.samples} shows how, {self.run.pipeline} is the model;"
-            f" ddpm-hf sample {self.run.path} draws with it"
+            f"trained to step {self.progress.step}: {self.run.samples} shows how, {self.run.path / self.task.product} is"
+            f" the model; {self.task.next_command(self.run.path)}"
         )
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
-from ddpm_hf.config import Recipe
+from ddpm_hf.config import AnyRecipe
 from ddpm_hf.training.run_folder import RunFolder
 
 
@@ -81,7 +81,7 @@ class Meter:
 class Tracking:
     """metrics.jsonl, the trackers of the recipe and the progress bar; silent on all processes but the first."""
 
-    def __init__(self, recipe: Recipe, run: RunFolder, accelerator: Accelerator, step: int, max_steps: int) -> None:
+    def __init__(self, recipe: AnyRecipe, run: RunFolder, accelerator: Accelerator, step: int, max_steps: int) -> None:
         self.run, self.accelerator = run, accelerator
         self.main = accelerator.is_main_process
         settings = {

@@ -124,18 +124,18 @@ def test_a_batch(store, tmp_path, digits):
     batch = TrainingImages(store, recipe(tmp_path, flip=True)).__getitems__([(3, 0), (7, FLIP), (3, FLIP)])
     images, labels = digits
     assert (
-        batch["images"].shape == (3, 1, 8, 8)
-        and batch["images"].dtype == torch.uint8
-        and batch["images"].is_contiguous()
+        batch["records"].shape == (3, 1, 8, 8)
+        and batch["records"].dtype == torch.uint8
+        and batch["records"].is_contiguous()
     )
-    np.testing.assert_array_equal(batch["images"][:, 0], [images[3], images[7][:, ::-1], images[3][:, ::-1]])
+    np.testing.assert_array_equal(batch["records"][:, 0], [images[3], images[7][:, ::-1], images[3][:, ::-1]])
     assert batch["labels"].dtype == torch.int64 and batch["labels"].tolist() == labels[[3, 7, 3]].tolist()
 
 
 def test_no_flip_unless_asked_for(store, tmp_path, digits):
     dataset = TrainingImages(store, recipe(tmp_path))
-    np.testing.assert_array_equal(dataset.__getitems__([(7, FLIP)])["images"][0, 0], digits[0][7])
-    np.testing.assert_array_equal(dataset.plain([7, 8])["images"][:, 0], digits[0][7:9])
+    np.testing.assert_array_equal(dataset.__getitems__([(7, FLIP)])["records"][0, 0], digits[0][7])
+    np.testing.assert_array_equal(dataset.plain([7, 8])["records"][:, 0], digits[0][7:9])
 
 
 def test_half_are_flipped_and_crops_are_uniform():
@@ -158,16 +158,16 @@ def test_a_random_crop_is_part_of_the_image_and_follows_from_its_draw(ragged):
     dataset = TrainingImages(store, data)
     draws = np.random.default_rng(0).integers(0, 2**64, 200, np.uint64).tolist()
     samples = [(i % 8, draw) for i, draw in enumerate(draws)]
-    images = dataset.__getitems__(samples)["images"].numpy()
+    images = dataset.__getitems__(samples)["records"].numpy()
     for (index, draw), image in zip(samples, images, strict=True):
         whole = store.read(index)
         top, left = crop_offset(draw, whole.shape[1] - 32, whole.shape[2] - 32)
         assert 0 <= top <= whole.shape[1] - 32 and 0 <= left <= whole.shape[2] - 32
         crop = whole[:, top : top + 32, left : left + 32]
         np.testing.assert_array_equal(image, crop[..., ::-1] if draw >> 63 else crop)
-    np.testing.assert_array_equal(dataset.__getitems__(samples)["images"], images)
+    np.testing.assert_array_equal(dataset.__getitems__(samples)["records"], images)
     assert len({image.tobytes() for image in images}) > 100
-    middle = dataset.plain([0])["images"][0].numpy()
+    middle = dataset.plain([0])["records"][0].numpy()
     whole = store.read(0)
     top, left = (whole.shape[1] - 32) // 2, (whole.shape[2] - 32) // 2
     np.testing.assert_array_equal(middle, whole[:, top : top + 32, left : left + 32])
@@ -188,7 +188,7 @@ def test_a_worker_process_gives_the_same_batches(store, tmp_path):
         return [batch for batch, _ in zip(loader, range(3), strict=False)]
 
     for here, there in zip(first_batches(0), first_batches(1), strict=True):
-        assert torch.equal(here["images"], there["images"]) and torch.equal(here["labels"], there["labels"])
+        assert torch.equal(here["records"], there["records"]) and torch.equal(here["labels"], there["labels"])
 
 
 def test_a_batch_of_128_takes_well_under_a_millisecond(tmp_path):

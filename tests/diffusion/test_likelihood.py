@@ -13,6 +13,7 @@ from ddpm_hf.config import Diffusion
 from ddpm_hf.diffusion.likelihood import (
     bits_per_dimension,
     discretized_gaussian_log_likelihood,
+    gaussian_log_likelihood,
     log_variance_of,
     normal_kl,
     prior_term,
@@ -277,3 +278,40 @@ def test_a_better_prediction_has_a_smaller_bound():
             assert terms[:, 1:-1].abs().max() < 1e-12
     for better, worse in pairwise(bounds):
         assert (better < worse).all()
+
+
+# ---- latents, which have no bins
+
+
+def latents(*shape):
+    return 4 * torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_the_density_is_the_normal_distributions():
+    x, mean, log_variance = latents(3, 50)
+    exact = stats.norm(mean.numpy(), np.exp(log_variance.numpy() / 2)).logpdf(x.numpy())
+    np.testing.assert_allclose(gaussian_log_likelihood(x, mean, log_variance), exact, rtol=1e-10)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.4, 1.0])
+def test_the_first_term_of_latents_is_a_density_in_bits_and_the_others_are_those_of_pixels(fraction):
+    process = process_of(num_train_timesteps=100)
+    x0, predicted, epsilon = latents(3, 4, 2, 3, 3)
+    t = torch.tensor([0, 0, 7, 99])
+    x_t = process.q_sample(x0, t, epsilon)
+    log_variance = log_variance_of(process, t, fraction)
+    ours = vlb_term(process, x0, x_t, t, predicted, log_variance, discrete=False)
+    deviation = np.exp(log_variance[:2].numpy() / 2)
+    mean = predicted[:2].numpy()  # the posterior's at the first timestep is x_0 itself
+    exact = -stats.norm(mean, deviation).logpdf(x0[:2].numpy()).mean(axis=(1, 2, 3)) / math.log(2)
+    np.testing.assert_allclose(ours[:2], exact, rtol=1e-6)
+    np.testing.assert_array_equal(ours[2:], vlb_term(process, x0, x_t, t, predicted, log_variance)[2:])
+
+
+def test_bins_much_finer_than_the_variance_differ_from_a_density_by_their_width():
+    process = process_of(num_train_timesteps=10, beta_start=0.1, beta_end=0.3)
+    x0 = pixels(2, 1, 8, 8) * 0.9
+    t, epsilon = torch.zeros(2, dtype=torch.long), torch.zeros_like(x0)
+    arguments = process, x0, process.q_sample(x0, t, epsilon), t, 0.8 * x0, torch.tensor(-2.0).double()
+    gap = vlb_term(*arguments) - vlb_term(*arguments, discrete=False)
+    np.testing.assert_allclose(gap, -math.log2(2 / 255), atol=1e-3)

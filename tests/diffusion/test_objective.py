@@ -14,6 +14,7 @@ from scipy import special
 from ddpm_hf.config import Condition, Diffusion, Recipe
 from ddpm_hf.diffusion.objective import Objective
 from ddpm_hf.diffusion.schedule import build_scheduler
+from ddpm_hf.errors import UserError
 
 CPU = torch.device("cpu")
 KINDS = ["epsilon", "sample", "v_prediction"]
@@ -443,3 +444,38 @@ def test_bits_per_dimension_adds_up_the_terms_of_the_vlb_loss(settings, fraction
         kind = {"prediction_type": "sample"}
         _, vlb = losses(kind, betas, x0.numpy(), np.array([t, t]), epsilon, 0.9 * np.sin(2 * x_t), of_variance)
         np.testing.assert_allclose(terms[:, t], vlb.mean((1, 2, 3)) / 20, rtol=1e-6)
+
+
+# ---- latents and the null class
+
+
+@pytest.mark.parametrize("loss", ["vlb", "hybrid"])
+def test_latents_have_a_density_where_pixels_have_bins(loss):
+    variance = {"loss": loss, "variance_type": "learned_range", "num_train_timesteps": 50}
+    diffusion = Diffusion(**variance)
+    of_latents = Objective(diffusion, Condition(), build_scheduler(diffusion, False), CPU, discrete=False)
+    of_pixels = objective(**variance)
+    x0, epsilon = 3 * torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0, 10, 49])
+
+    def denoiser(x, t):
+        return Output(torch.cat([x, torch.zeros_like(x)], dim=1))
+
+    ours, theirs = (each.loss_at(denoiser, x0, t, epsilon) for each in (of_latents, of_pixels))
+    assert ours.isfinite().all()
+    assert (ours[1:] == theirs[1:]).all()
+    assert ours[0] != theirs[0]
+    with pytest.raises(UserError, match="this model works on latents"):
+        of_latents.bits_per_dimension(denoiser, x0)
+
+
+def test_validation_takes_the_null_class_for_all():
+    asked = []
+
+    def denoiser(x, t, class_labels):
+        asked.append(class_labels.tolist())
+        return Output(torch.zeros_like(x))
+
+    loss = objective(num_classes=3, dropout=0.5).validation(denoiser, torch.zeros(5, 1, 4, 4), torch.full((5,), 3))
+    assert asked == [[3] * 5]
+    assert loss.shape == (5,)

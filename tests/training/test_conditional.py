@@ -35,10 +35,10 @@ def tensors(session, step, name):
 def test_a_conditional_run_becomes_a_pipeline_that_knows_its_classes(tiny_recipe, build_session, tmp_path, capsys):
     session = build_session(tiny_recipe(**LABELS))
     session.train()
-    index = json.loads((session.run.pipeline / "model_index.json").read_text())
+    index = json.loads(((session.run.path / "pipeline") / "model_index.json").read_text())
     assert index["num_classes"] == 10
     assert index["id2label"] == {str(i): str(i) for i in range(10)}
-    assert json.loads((session.run.pipeline / "unet" / "config.json").read_text())["num_class_embeds"] == 11
+    assert json.loads(((session.run.path / "pipeline") / "unet" / "config.json").read_text())["num_class_embeds"] == 11
     out = [
         "--num_images",
         "2",
@@ -77,7 +77,7 @@ def test_labels_change_what_is_learned_and_the_null_class_is_trained(tiny_recipe
         session = build_session(tiny_recipe(**LABELS, **{"run.name": name, "condition.dropout": 0.5}))
         before = session.model.class_embedding.weight.detach().clone()
         if source_labels is not None:
-            session.store.labels[:] = (session.store.labels + source_labels) % 10
+            session.examples.store.labels[:] = (session.examples.store.labels + source_labels) % 10
         session.train()
         assert not torch.equal(before[10], session.model.class_embedding.weight[10])  # the null class's own
         sessions.append(tensors(session, 8, "model"))
@@ -125,7 +125,7 @@ def test_a_saved_pipeline_draws_what_the_run_draws(tiny_recipe, build_session):
         "train.max_steps": 4, "train.warmup_steps": 1}))  # fmt: skip
     session.train()
     sampling = Sampling("dpmsolver++", 5, guidance_scale=2.0)
-    ours = draw_images(session.pipeline, range(4), 4, sampling)
+    ours = draw_images(session.task.pipeline(session.ema.model), range(4), 4, sampling)
     np.testing.assert_array_equal(draw_images(load_pipeline(str(session.run.path)), range(4), 4, sampling), ours)
 
 
@@ -201,8 +201,8 @@ def test_a_validation_split_is_read_and_never_trained_on(tiny_recipe, build_sess
             **{"data.validation_split": split},
         )
         session = build_session(recipe)
-        assert len(session.train_indices) == 300
-        assert len(session.validation_images) == {"test": 40, "validation": 80}[split]
+        assert len(session.examples.train_indices) == 300
+        assert len(session.examples.validation) == {"test": 40, "validation": 80}[split]
         session.train()
         weights.append(tensors(session, 8, "model"))
         losses.append(session.validation[1])

@@ -83,7 +83,7 @@ def test_sampling_and_saving_leave_the_trained_weights_alone(tiny_recipe, build_
     assert (digest(session.model), digest(session.ema.model)) == (before, ema)
     assert before != ema
     assert session.model.training
-    saved = load_file(session.run.pipeline / "unet" / "diffusion_pytorch_model.safetensors")
+    saved = load_file((session.run.path / "pipeline") / "unet" / "diffusion_pytorch_model.safetensors")
     assert equal(saved, session.ema.model.state_dict())
 
 
@@ -112,7 +112,7 @@ class FailingObjective:
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny_recipe, build_session):
     session = build_session(tiny_recipe(**CONSTANT, **{"track.log_every": 1}))
-    session.objective = FailingObjective(session.objective, bad={3, 4})
+    session.task.objective = FailingObjective(session.task.objective, bad={3, 4})
     seen = {}
     update = session.ema.update
 
@@ -134,7 +134,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny_recipe, build_ses
 
 def test_many_in_a_row_stop_the_run_and_touch_no_checkpoint(tiny_recipe, build_session):
     session = build_session(tiny_recipe(**CONSTANT, **{"train.max_nonfinite_steps": 3, "train.max_steps": 20}))
-    session.objective = FailingObjective(session.objective, bad=set(range(5, 21)))
+    session.task.objective = FailingObjective(session.task.objective, bad=set(range(5, 21)))
     with pytest.raises(UserError, match="the last 3 steps were not finite"):
         session.train()
     assert [p.name for p in session.run.checkpoints.iterdir()] == ["step-00000004"]
@@ -145,8 +145,8 @@ def test_a_gradient_scaler_skips_what_overflows_and_recovers(tiny_recipe, build_
     overrides = {**CONSTANT, "track.log_every": 1}
     session = build_session(tiny_recipe(**overrides, **{"train.max_steps": 20}))
     session.scaler = session.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
-    objective = session.objective
-    session.objective = lambda *arguments: objective(*arguments) * 1000
+    objective = session.task.objective
+    session.task.objective = lambda *arguments: objective(*arguments) * 1000
     session.train()
     skipped = lines(session.run.path)[-1]["skipped_steps"]
     assert 5 < skipped < 15
@@ -185,7 +185,7 @@ def test_the_same_step_cut_in_other_pieces_may_resume(tiny_recipe, build_session
 def test_other_images_are_refused_on_resume(tiny_recipe, build_session):
     build_session(tiny_recipe(**CONSTANT)).train()
     session = build_session(tiny_recipe(**CONSTANT, **{"train.max_steps": 10}))
-    session.store.class_names[:2] = ["one", "zero"]
+    session.examples.store.class_names[:2] = ["one", "zero"]
     with pytest.raises(UserError, match="its classes were"):
         session.train()
 
@@ -244,7 +244,7 @@ def test_out_of_memory_says_what_to_change(tiny_recipe, build_session):
     def objective(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    session.objective = objective
+    session.task.objective = objective
     with pytest.raises(UserError, match=r"halve train.batch_size \(8\) and double train.gradient_accumulation_steps"):
         session.train()
 
@@ -327,7 +327,7 @@ def test_plain_diffusers_loads_the_pipeline_without_this_package(tiny_recipe, bu
     code = (
         "import sys; sys.modules['ddpm_hf'] = None\n"
         "from diffusers import DiffusionPipeline, DDPMPipeline\nimport torch\n"
-        f"pipe = DiffusionPipeline.from_pretrained({str(session.run.pipeline)!r})\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(session.run.path / 'pipeline')!r})\n"
         "assert type(pipe) is DDPMPipeline\n"
         "images = pipe(batch_size=2, num_inference_steps=5, generator=[torch.Generator().manual_seed(i) for i in range(2)]).images\n"
         "print(images[0].size, images[0].mode, images[1].tobytes().hex())"

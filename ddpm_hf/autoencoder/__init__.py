@@ -1,0 +1,1 @@
+"""Autoencoders: found, or trained here, judged, and scaled for a denoiser."""

@@ -1,0 +1,43 @@
+"""Train an autoencoder from a recipe: for images that no public one fits, or where the Hub cannot be reached.
+
+    accelerate launch train_autoencoder.py --config latent/digits_autoencoder
+    accelerate launch train_autoencoder.py --config my_recipe.yaml --loss.discriminator_start 20000
+
+The same command again resumes. It leaves runs/<name>/autoencoder, a Diffusers AutoencoderKL, for autoencoder.source of
+a recipe that train_cfg_latent.py trains.
+"""
+
+from ddpm_hf.cli import read_recipe
+from ddpm_hf.config import AutoencoderRecipe
+from ddpm_hf.errors import one_line_errors
+from ddpm_hf.training.script import dry_run
+
+
+def main() -> None:
+    recipe, is_dry_run = read_recipe(__doc__, kind=AutoencoderRecipe)
+
+    # heavy imports only now, so that --help and mistakes in a recipe answer at once
+    import torch
+
+    from ddpm_hf.autoencoder.perceptual import choose_perceptual
+    from ddpm_hf.build import build_autoencoder
+    from ddpm_hf.codec import PixelCodec
+    from ddpm_hf.training.accelerator import build_accelerator
+    from ddpm_hf.training.autoencoding import Autoencoding
+    from ddpm_hf.training.examples import prepare_examples
+    from ddpm_hf.training.session import Session
+
+    recipe = choose_perceptual(recipe)
+    if is_dry_run:
+        return dry_run(recipe)
+    accelerator = build_accelerator(recipe)
+    torch.manual_seed(recipe.run.seed)
+    trainee = build_autoencoder(recipe)
+    examples = prepare_examples(recipe, PixelCodec())
+    task = Autoencoding(recipe, trainee, examples, accelerator)
+    Session(recipe, task, examples, accelerator).train()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
