@@ -1,6 +1,7 @@
 """Between images and what the denoiser sees: pixels, or the latents of an autoencoder.
 
-Both codecs have the same face: `encode` takes a batch of the prepared store's records and gives x_0, float32;
+Both codecs have the same face: `encode` takes a batch of the prepared store's records and gives x_0, float32, of which
+`decode` makes images, uint8 (N, C, H, W), as the pipeline does;
 `vae` is the pipeline's autoencoder, None for pixels; `identity` tells one codec from another, None for pixels.
 """
 
@@ -20,6 +21,9 @@ class PixelCodec:
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (N, C, H, W) to float32 in [-1, 1]."""
         return images.float() / 127.5 - 1
+
+    def decode(self, x0: torch.Tensor) -> torch.Tensor:
+        return to_uint8(x0)
 
 
 class AutoencoderCodec:
@@ -57,6 +61,11 @@ class AutoencoderCodec:
         z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean) if log_variance.shape[1] else mean
         return (z - self.shift) * self.scale
 
+    @torch.no_grad()
+    def decode(self, x0: torch.Tensor) -> torch.Tensor:
+        images = self.vae.decode(x0 / self.scale + self.shift).sample.float()
+        return to_uint8(images.mean(dim=1, keepdim=True) if self.gray_as_rgb else images)
+
     @cached_property
     def identity(self) -> dict:
         """What its latents depend on: equal for equal autoencoders, wherever they came from."""
@@ -71,3 +80,8 @@ class AutoencoderCodec:
             "shift_factor": self.shift,
             "tiling": bool(getattr(self.vae, "use_tiling", False)),
         }
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Float (N, C, H, W) in [-1, 1], or beyond it, to uint8."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

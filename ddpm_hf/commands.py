@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ddpm_hf.autoencoder.pretrained import load_codec
+from ddpm_hf.codec import PixelCodec
 from ddpm_hf.config import Recipe
-from ddpm_hf.data.dataset import TrainingImages
-from ddpm_hf.data.prepare import prepare as prepare_store
-from ddpm_hf.data.prepare import validation_data
 from ddpm_hf.data.preview import preview
 from ddpm_hf.diffusion.samplers import build_sampler
 from ddpm_hf.errors import UserError
@@ -18,6 +17,7 @@ from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import columns_for, grid, to_pil
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.sampling import Sampling, draw_images, draw_strip, labels_of, passes
+from ddpm_hf.training.examples import prepare_examples
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -25,7 +25,7 @@ def sample(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".npy", ".zip", ".pt"):
         raise UserError(f"--out: {out} should be a folder, a .png file or an .npz file")
-    device = options.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    device = options.device or _device()
     pipe = load_pipeline(options.model)
     sampling = _sampling(pipe, options)
     seeds = range(options.seed, options.seed + options.num_images)
@@ -104,15 +104,20 @@ def _name(seed: int) -> str:
 
 
 def prepare(options: argparse.Namespace, recipe: Recipe) -> None:
-    """`ddpm-hf prepare`: the prepared store, and a picture from it."""
-    store = prepare_store(recipe.data)
-    print(f"{len(store):,} images in {store.folder}")
-    if (validation := validation_data(recipe.data)) is not None:
-        held = prepare_store(validation)
+    """`ddpm-hf prepare`: the prepared store, of pixels or of latents, and a picture from it."""
+    latents = recipe.autoencoder.source is not None
+    codec = load_codec(recipe.autoencoder, recipe.data, _device()) if latents else PixelCodec()
+    examples = prepare_examples(recipe, codec)
+    print(f"{len(examples.store):,} images in {examples.store.folder}")
+    if (held := examples.validation_store) is not None:
         print(f"{len(held):,} images to validate on in {held.folder}")
     if options.preview:
-        preview(TrainingImages(store, recipe.data), options.preview)
+        preview(examples.training, codec, options.preview)
         print(f"what the model will see: {options.preview}")
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def _save(images: np.ndarray, seeds: range, labels: list[int] | None, out: Path) -> Path:

@@ -235,7 +235,8 @@ class ImageGenerationPipeline(DiffusionPipeline):
         if self.vae is not None:
             scale = getattr(self.vae.config, "scaling_factor", None) or 1.0
             shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-            x = self.vae.decode((x / scale + shift).to(self.vae.dtype)).sample.float()
+            with torch.autocast(x.device.type, enabled=False):  # in half precision many autoencoders overflow
+                x = self.vae.decode((x / scale + shift).to(self.vae.dtype)).sample.float()
         if self.config.image_channels == 1:
             x = x.mean(dim=1, keepdim=True)
         return (x / 2 + 0.5).clamp(0, 1)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddpm_hf.autoencoder.objective import AutoencoderObjective, AutoencoderTrainee
 from ddpm_hf.autoencoder.quality import measure_latents, psnr, reconstruct, ssim, with_scale
-from ddpm_hf.codec import PixelCodec
+from ddpm_hf.codec import PixelCodec, to_uint8
 from ddpm_hf.config import AutoencoderRecipe
 from ddpm_hf.pictures import grid
 from ddpm_hf.training.examples import Examples
@@ -83,6 +83,5 @@ class Autoencoding:
             reconstruct(trainee.autoencoder, self.codec.encode(some.to(self.accelerator.device))).cpu()
             for some in originals.split(self.recipe.sample.batch_size)
         ]
-        decoded = ((torch.cat(drawn) + 1) * 127.5).round().to(torch.uint8)
-        side_by_side = torch.stack([originals, decoded], dim=1).flatten(0, 1)  # uint8 (2 * pairs, C, H, W)
+        side_by_side = torch.stack([originals, to_uint8(torch.cat(drawn))], dim=1).flatten(0, 1)  # uint8 (2 * pairs, C, H, W)
         return grid(side_by_side.numpy(), 2 * max(1, round((pairs / 2) ** 0.5)))

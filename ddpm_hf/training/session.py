@@ -79,7 +79,7 @@ class Session:
                 f" {store.class_names}; use the same images, or another --run.name"
             )
         for name, identity in self.task.identity.items():
-            if state[name] != identity:
+            if state.get(name) != identity:
                 raise UserError(
                     f"{name}.source: is not the {name} that {self.run.path} was trained with, or its scale differs; use"
                     " the same, or another --run.name"

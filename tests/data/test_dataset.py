@@ -207,7 +207,7 @@ def test_a_batch_of_128_takes_well_under_a_millisecond(tmp_path):
 
 
 def test_preview_shows_images_of_the_store(store, tmp_path):
-    preview(TrainingImages(store, recipe(tmp_path)), tmp_path / "new" / "preview.png", num=10)
+    preview(TrainingImages(store, recipe(tmp_path)), PixelCodec(), tmp_path / "new" / "preview.png", num=10)
     grid = np.asarray(Image.open(tmp_path / "new" / "preview.png"))
     side = 64 + 2  # eight times larger, and a gap
     assert grid.shape == (3 * side + 2, 4 * side + 2)

@@ -33,7 +33,7 @@ SIXTY_STEPS = {
 }
 
 
-def launch(recipe, tmp_path, processes=1, **environment):
+def launch(recipe, tmp_path, processes=1, script="train_unconditional.py", **environment):
     file = tmp_path / f"{recipe.run.name}.yaml"
     file.write_text(dump_recipe(recipe))
     launcher = [sys.executable]
@@ -46,7 +46,7 @@ def launch(recipe, tmp_path, processes=1, **environment):
             "--master_port",
             str(random.randint(20000, 60000)),
         ]
-    command = [*launcher, "train_unconditional.py", "--config", str(file)]
+    command = [*launcher, script, "--config", str(file)]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", **environment},
@@ -83,11 +83,11 @@ def lines(recipe):
     )
 
 
-def kill_at_random_moments(recipe, tmp_path, processes, kills, seed):
+def kill_at_random_moments(recipe, tmp_path, processes, kills, seed, script="train_unconditional.py"):
     """SIGKILL to every process at once, somewhere in the next few steps, again and again; then to the end."""
     moments = random.Random(seed)
     for _ in range(kills):
-        process = launch(recipe, tmp_path, processes)
+        process = launch(recipe, tmp_path, processes, script)
         # a line of this process is one that is new after the lines which resuming drops are gone
         while not (Path(recipe.run.output_dir) / recipe.run.name / "recipe.yaml").exists() and process.poll() is None:
             time.sleep(0.01)
@@ -100,12 +100,16 @@ def kill_at_random_moments(recipe, tmp_path, processes, kills, seed):
                 break
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.03))
-        assert process.poll() is None, process.communicate()[0]
-        # the launcher's workers have sessions of their own: each process is killed by its number
-        for victim in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-            victim.kill()
-        process.communicate()
-    finish(launch(recipe, tmp_path, processes))
+        kill(process)
+    finish(launch(recipe, tmp_path, processes, script))
+
+
+def kill(process):
+    assert process.poll() is None, process.communicate()[0]
+    # the launcher's workers have sessions of their own: each process is killed by its number
+    for victim in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        victim.kill()
+    process.communicate()
 
 
 def test_two_processes_share_what_importance_sampling_learns(tiny_recipe, tmp_path):
