@@ -7,10 +7,12 @@ The same command again resumes. It leaves runs/<name>/autoencoder, a Diffusers A
 a recipe that train_cfg_latent.py trains.
 """
 
+import sys
+
 from ddpm_hf.cli import read_recipe
 from ddpm_hf.config import AutoencoderRecipe
 from ddpm_hf.errors import one_line_errors
-from ddpm_hf.training.script import dry_run
+from ddpm_hf.training.script import dry_run, is_main_process
 
 
 def main() -> None:
@@ -18,6 +20,7 @@ def main() -> None:
 
     # heavy imports only now, so that --help and mistakes in a recipe answer at once
     import torch
+    from accelerate.utils import broadcast_object_list
 
     from ddpm_hf.autoencoder.perceptual import choose_perceptual
     from ddpm_hf.build import build_autoencoder
@@ -25,17 +28,22 @@ def main() -> None:
     from ddpm_hf.training.accelerator import build_accelerator
     from ddpm_hf.training.autoencoding import Autoencoding
     from ddpm_hf.training.examples import prepare_examples
+    from ddpm_hf.training.run_folder import open_run
     from ddpm_hf.training.session import Session
 
-    recipe = choose_perceptual(recipe)
+    recipe, why = choose_perceptual(recipe)
+    if is_main_process():
+        print(why, file=sys.stderr)
     if is_dry_run:
         return dry_run(recipe)
     accelerator = build_accelerator(recipe)
+    [recipe] = broadcast_object_list([recipe])  # what is at hand on the first machine decides
+    run = open_run(recipe, accelerator)
     torch.manual_seed(recipe.run.seed)
     trainee = build_autoencoder(recipe)
     examples = prepare_examples(recipe, PixelCodec())
     task = Autoencoding(recipe, trainee, examples, accelerator)
-    Session(recipe, task, examples, accelerator).train()
+    Session(recipe, task, examples, run, accelerator).train()
 
 
 if __name__ == "__main__":

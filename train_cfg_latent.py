@@ -9,7 +9,7 @@ model is unconditional.
 """
 
 from ddpm_hf.cli import read_recipe
-from ddpm_hf.errors import one_line_errors
+from ddpm_hf.errors import UserError, one_line_errors
 from ddpm_hf.training.script import dry_run, warn
 
 DEFAULTS = {"autoencoder.source": "stabilityai/sd-vae-ft-mse"}
@@ -17,6 +17,8 @@ DEFAULTS = {"autoencoder.source": "stabilityai/sd-vae-ft-mse"}
 
 def main() -> None:
     recipe, is_dry_run = read_recipe(__doc__, defaults=DEFAULTS)
+    if recipe.autoencoder.source is None:
+        raise UserError("autoencoder.source: null means pixels, which train_unconditional.py trains on")
     warn(recipe)
     if is_dry_run:
         return dry_run(recipe)
@@ -30,16 +32,18 @@ def main() -> None:
     from ddpm_hf.training.accelerator import build_accelerator
     from ddpm_hf.training.denoising import Denoising
     from ddpm_hf.training.examples import prepare_examples
+    from ddpm_hf.training.run_folder import open_run
     from ddpm_hf.training.session import Session
 
     accelerator = build_accelerator(recipe)
+    run = open_run(recipe, accelerator)
     torch.manual_seed(recipe.run.seed)
     denoiser = build_denoiser(recipe)
     scheduler = build_scheduler(recipe.diffusion, clip_sample=False)  # latents have no bounds
     codec = load_codec(recipe.autoencoder, recipe.data, accelerator.device)
     examples = prepare_examples(recipe, codec, is_main=accelerator.is_main_process)
     task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
-    Session(recipe, task, examples, accelerator).train()
+    Session(recipe, task, examples, run, accelerator).train()
 
 
 if __name__ == "__main__":

@@ -29,16 +29,18 @@ def main() -> None:
     from ddpm_hf.training.accelerator import build_accelerator
     from ddpm_hf.training.denoising import Denoising
     from ddpm_hf.training.examples import prepare_examples
+    from ddpm_hf.training.run_folder import open_run
     from ddpm_hf.training.session import Session
 
     accelerator = build_accelerator(recipe)
+    run = open_run(recipe, accelerator)
     torch.manual_seed(recipe.run.seed)
     denoiser = build_denoiser(recipe)
     scheduler = build_scheduler(recipe.diffusion)
     codec = PixelCodec()
     examples = prepare_examples(recipe, codec)
     task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
-    Session(recipe, task, examples, accelerator).train()
+    Session(recipe, task, examples, run, accelerator).train()
 
 
 if __name__ == "__main__":

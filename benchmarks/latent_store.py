@@ -55,8 +55,12 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
             measured = [json.loads(line)["images_per_second"] for line in lines][1:]  # the first step warms up
             speeds[stored].append(statistics.median(measured))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} processor"
-    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {options.batch_size}, float32;")
-    print(f"a denoiser of {costs['parameters'] / 1e6:.1f}M parameters, {costs['flops_per_image'] / 1e9:.2f} GFLOP forward")
+    print(
+        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, batch {options.batch_size}, float32;"
+    )
+    print(
+        f"a denoiser of {costs['parameters'] / 1e6:.1f}M parameters, {costs['flops_per_image'] / 1e9:.2f} GFLOP forward"
+    )
     for stored, name in ((True, "stored latents"), (False, "encoded at every step")):
         values = speeds[stored]
         print(f"{name:22} {statistics.median(values):8.2f} images/s   ({min(values):.2f} to {max(values):.2f})")

@@ -67,23 +67,26 @@ def read_recipe(
     parser.add_argument(
         "--dry_run", action="store_true", help="print the resolved recipe and what it will cost, then exit"
     )
-    add_settings(parser, kind)
+    add_settings(parser, kind, defaults or {})
     options = vars(parser.parse(argv))
     return recipe_from(options, kind, defaults), options["dry_run"]
 
 
-def add_settings(parser: argparse.ArgumentParser, kind: type[AnyRecipe] = Recipe) -> None:
-    """An option for each setting of the recipe."""
+def add_settings(
+    parser: argparse.ArgumentParser, kind: type[AnyRecipe] = Recipe, defaults: dict[str, Any] | None = None
+) -> None:
+    """An option for each setting of the recipe; `defaults` are the command's own."""
     for section in kind.model_fields:
         group = parser.add_argument_group(section)
         kinds = section_kinds(section, kind)
         for name in dict.fromkeys(name for kind in kinds for name in kind.model_fields):
             fields = {kind: kind.model_fields[name] for kind in kinds if name in kind.model_fields}
+            own = f" (of this command: {defaults[key]})" if (key := f"{section}.{name}") in (defaults or {}) else ""
             group.add_argument(
                 f"--{section}.{name}",
                 metavar=_type_name(fields),
                 default=argparse.SUPPRESS,
-                help=_help(name, fields, of_all=len(fields) == len(kinds)).replace("%", "%%"),
+                help=(_help(name, fields, of_all=len(fields) == len(kinds)) + own).replace("%", "%%"),
             )
 
 

@@ -30,11 +30,12 @@ class AutoencoderCodec:
     """The denoiser sees latents, (z - shift) * scale, where scale and shift are the autoencoder's own config.
 
     `vae`: any of Diffusers' image autoencoders, float32 and frozen. `gray_as_rgb`: images have one channel, it has three.
+    `batch_size`: images encoded or decoded at once.
     """
 
-    def __init__(self, vae: ModelMixin, gray_as_rgb: bool = False) -> None:
+    def __init__(self, vae: ModelMixin, gray_as_rgb: bool = False, batch_size: int = 16) -> None:
         self.vae = vae.eval().requires_grad_(False)
-        self.gray_as_rgb = gray_as_rgb
+        self.gray_as_rgb, self.batch_size = gray_as_rgb, batch_size
         self.scale = getattr(vae.config, "scaling_factor", None) or 1.0
         self.shift = getattr(vae.config, "shift_factor", None) or 0.0
         self.latent_channels = vae.config.get("vq_embed_dim") or vae.config.latent_channels
@@ -45,6 +46,10 @@ class AutoencoderCodec:
 
         (N, c, h, w), the latents themselves, of an autoencoder that knows no posterior.
         """
+        # contiguous, since noise like it would be drawn in the order of memory
+        return torch.cat([self._moments(some) for some in images.split(self.batch_size)]).contiguous()
+
+    def _moments(self, images: torch.Tensor) -> torch.Tensor:
         x = images.float() / 127.5 - 1
         encoded = self.vae.encode(x.expand(-1, 3, -1, -1) if self.gray_as_rgb else x)
         if hasattr(encoded, "latent_dist"):
@@ -63,7 +68,8 @@ class AutoencoderCodec:
 
     @torch.no_grad()
     def decode(self, x0: torch.Tensor) -> torch.Tensor:
-        images = self.vae.decode(x0 / self.scale + self.shift).sample.float()
+        z = x0 / self.scale + self.shift
+        images = torch.cat([self.vae.decode(some).sample.float() for some in z.split(self.batch_size)])
         return to_uint8(images.mean(dim=1, keepdim=True) if self.gray_as_rgb else images)
 
     @cached_property

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from ddpm_hf.config import Sample
 from ddpm_hf.diffusion.samplers import build_sampler, num_steps
 from ddpm_hf.errors import UserError
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
@@ -27,10 +26,7 @@ class Sampling:
     class_label: int | str | None = None
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None
-
-    @classmethod
-    def of_recipe(cls, sample: Sample) -> "Sampling":
-        return cls(sample.sampler, sample.steps, sample.eta, None, sample.guidance_scale, sample.guidance_interval)
+    decode_batch_size: int = 16
 
 
 def draw_images(
@@ -120,6 +116,7 @@ def _draw(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Samplin
         "num_inference_steps": num_steps(sampling.sampler, sampling.steps, pipe.scheduler),
         "generator": _generators(seeds),
         "eta": sampling.eta,
+        "decode_batch_size": sampling.decode_batch_size,
         "output_type": "pt",
     }
     images = drawing(**(call | options)).images

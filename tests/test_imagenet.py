@@ -40,7 +40,6 @@ def test_a_hundred_of_a_thousand_classes_are_encoded_trained_on_sampled_and_deco
     settings = {
         "data.source": folder / "imagenet",
         "data.classes": folder / "imagenet100.txt",
-        "data.validation_split": "val",
         "data.store": folder / "latents",
         "autoencoder.source": autoencoder,
         "run.output_dir": folder / "runs",

@@ -34,7 +34,7 @@ def test_digits_through_an_autoencoder_are_those_asked_for(tmp_path):
 
     def agreement(scale):
         out = tmp_path / f"{scale}.npz"
-        main(["sample", str(tmp_path / "digits"), "--num_images", "300", "--batch_size", "100", "--sampler",
+        main(["sample", str(tmp_path / "digits_latent"), "--num_images", "300", "--batch_size", "100", "--sampler",
               "dpmsolver++", "--steps", "15", "--guidance_scale", str(scale), "--out", str(out)])  # fmt: skip
         samples = np.load(out)
         seen = classifier.predict(samples["images"].reshape(300, 64) / 255 * 16)

@@ -1,6 +1,5 @@
 """LPIPS (Zhang et al. 2018): how different two images look, from the features of a VGG16 trained on ImageNet."""
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from ddpm_hf.config.checks import LPIPS_RESOLUTION
 from ddpm_hf.errors import UserError
 
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"  # 528 MB; LPIPS's own few weights are torchmetrics'
-SMALLEST = LPIPS_RESOLUTION  # pixels a side; VGG16's last features are 16 times smaller, 2x2 of them here
 
 
 def weights_file() -> Path:
@@ -24,23 +22,23 @@ def lpips_at_hand() -> bool:
     return weights_file().is_file() and all(find_spec(name) for name in ("torchmetrics", "torchvision"))
 
 
-def choose_perceptual(recipe: AutoencoderRecipe) -> AutoencoderRecipe:
-    """With `auto` resolved: a recipe that is written down says what was done. Says so, and what to do for LPIPS."""
+def choose_perceptual(recipe: AutoencoderRecipe) -> tuple[AutoencoderRecipe, str]:
+    """The recipe with `auto` resolved, so that it says when written down what was done; and why."""
     loss = recipe.loss
     if loss.perceptual != "auto":
-        return recipe
+        return recipe, f"loss.perceptual: {loss.perceptual}"
     chosen, why = "lpips", "VGG16's weights are at hand"
     if not lpips_fits(recipe.data.resolution):
-        chosen, why = "l2", f"LPIPS is for images of {SMALLEST} pixels a side and more"
+        chosen, why = "l2", f"LPIPS is for images of {LPIPS_RESOLUTION} pixels a side and more"
     elif not lpips_at_hand():
         chosen, why = "l2", f"LPIPS needs torchmetrics, torchvision and {VGG16} at {weights_file()}"
-    print(f"loss.perceptual: {chosen}, since {why}", file=sys.stderr)
-    return recipe.model_copy(update={"loss": loss.model_copy(update={"perceptual": chosen})})
+    chosen_recipe = recipe.model_copy(update={"loss": loss.model_copy(update={"perceptual": chosen})})
+    return chosen_recipe, f"loss.perceptual: {chosen}, since {why}"
 
 
 def lpips_fits(size: tuple[int, int]) -> bool:
     """Whether images of this height and width are large enough for VGG16."""
-    return min(size) >= SMALLEST
+    return min(size) >= LPIPS_RESOLUTION
 
 
 class LPIPS:

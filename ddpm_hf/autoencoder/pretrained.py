@@ -17,14 +17,14 @@ def load_codec(settings: Autoencoder, data: Data, device: torch.device) -> Autoe
     latent_shape(settings, data)  # finds mistakes before the weights are fetched
     kind, _, where = _find(settings.source)
     try:
-        vae = kind.from_pretrained(settings.source, torch_dtype=torch.float32, **where)
+        vae = kind.from_pretrained(_place(settings.source), torch_dtype=torch.float32, **where)
     except (OSError, ValueError) as error:
         raise UserError(f"autoencoder.source: {settings.source}: {str(error).strip().splitlines()[0]}") from None
     if settings.tiling:
         if not hasattr(vae, "enable_tiling"):
             raise UserError(f"autoencoder.tiling: a {kind.__name__} cannot work in tiles; leave it out")
         vae.enable_tiling()
-    return AutoencoderCodec(vae.to(device), settings.gray_as_rgb)
+    return AutoencoderCodec(vae.to(device), settings.gray_as_rgb, settings.batch_size)
 
 
 def latent_shape(settings: Autoencoder, data: Data) -> tuple[int, int, int]:
@@ -42,7 +42,12 @@ def latent_shape(settings: Autoencoder, data: Data) -> tuple[int, int, int]:
         )
     with FakeTensorMode():  # shapes alone: any kind of autoencoder tells its own
         vae = kind.from_config(config)
-        factor = 256 // _encode(vae, takes, 256, 256).shape[-2]
+        try:
+            factor = 256 // _encode(vae, takes, 256, 256).shape[-2]
+        except (RuntimeError, ValueError, TypeError, AttributeError):  # such as those of videos
+            raise UserError(
+                f"autoencoder.source: {settings.source} holds a {kind.__name__}, which does not encode images"
+            ) from None
         if any(side % factor for side in data.resolution):
             near = sorted({factor * n for side in data.resolution for n in (side // factor, -(-side // factor)) if n})
             size = "x".join(map(str, data.resolution))
@@ -57,11 +62,15 @@ def _encode(vae: ModelMixin, channels: int, height: int, width: int) -> torch.Te
     return AutoencoderCodec(vae).encode(torch.zeros(1, channels, height, width, dtype=torch.uint8))
 
 
+def _place(source: str) -> str:
+    return str(Path(source).expanduser()) if source.startswith("~") else source
+
+
 def _find(source: str) -> tuple[type[ModelMixin], dict, dict]:
     """Class and config of an autoencoder, in a folder or repository of its own or in a pipeline's, and where in it."""
     for where in ({}, {"subfolder": "vae"}):
         try:
-            config = AutoencoderKL.load_config(source, **where)
+            config = AutoencoderKL.load_config(_place(source), **where)
         except (OSError, ValueError) as error:
             problem = str(error).strip().splitlines()[0]
             continue
@@ -71,12 +80,12 @@ def _find(source: str) -> tuple[type[ModelMixin], dict, dict]:
                 f"autoencoder.source: {source} holds a {config.get('_class_name')}, which is no autoencoder of Diffusers"
             )
         return kind, config, where
-    if Path(source, "autoencoder", "config.json").is_file():
+    if Path(_place(source), "autoencoder", "config.json").is_file():
         raise UserError(
             f"autoencoder.source: {source} is a run folder; its autoencoder is {Path(source, 'autoencoder')}"
         )
-    if Path(source).exists() or source.startswith(("runs/", ".", "/", "~")):
-        missing = "no such folder" if not Path(source).exists() else "holds no autoencoder (config.json)"
+    if Path(_place(source)).exists() or source.startswith(("runs/", ".", "/", "~")):
+        missing = "no such folder" if not Path(_place(source)).exists() else "holds no autoencoder (config.json)"
         raise UserError(
             f"autoencoder.source: {source}: {missing}; train it with train_autoencoder.py, or name a Hub id such as"
             " stabilityai/sd-vae-ft-mse"

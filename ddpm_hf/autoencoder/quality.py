@@ -38,8 +38,9 @@ def ssim(reconstruction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
     radius = (min(11, *x.shape[-2:]) - 1) // 2
     # torchmetrics takes a Gaussian window's size from the deviation, int(3.5 * sigma + 0.5) on each side
-    images = _as_8_bit(reconstruction), _as_8_bit(x)
-    return structural_similarity_index_measure(*images, sigma=0.3 * radius, data_range=255.0, reduction="none")
+    # in double precision: GPUs would round its convolutions' squares of 255 to ten bits
+    images = _as_8_bit(reconstruction).double(), _as_8_bit(x).double()
+    return structural_similarity_index_measure(*images, sigma=0.3 * radius, data_range=255.0, reduction="none").float()
 
 
 def _as_8_bit(x: torch.Tensor) -> torch.Tensor:

@@ -40,8 +40,11 @@ def check_autoencoder(recipe: "AutoencoderRecipe") -> None:
             "loss.perceptual", f"lpips is for images of {LPIPS_RESOLUTION} pixels a side and more; take l2"
         )
 
+    if recipe.loss.discriminator_start is not None and min(recipe.data.resolution) < 8:
+        raise _contradiction("loss.discriminator_start", "is for images of 8 pixels a side and more; leave it out")
 
-LPIPS_RESOLUTION = 32  # below, its network has no pixels left for its last layers
+
+LPIPS_RESOLUTION = 32  # pixels a side; VGG16's last features are 16 times smaller, 2x2 of them here
 
 
 def _check_training(recipe: "AnyRecipe") -> None:

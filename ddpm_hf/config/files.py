@@ -104,7 +104,7 @@ def load_recipe(
         if settings is not None and not isinstance(settings, dict):
             raise UserError(f"{file}: {section}: should be a section with settings indented below it, not {settings!r}")
     tree = {section: dict(settings or {}) for section, settings in tree.items()}
-    if kind is Recipe and "loss" in tree:
+    if kind is Recipe and ("loss" in tree or "latent_channels" in tree.get("model", {})):
         raise UserError(f"{file}: is the recipe of an autoencoder, which train_autoencoder.py trains")
     if kind is AutoencoderRecipe and (others := [name for name in ("diffusion", "condition") if name in tree]):
         raise UserError(

@@ -36,6 +36,7 @@ class Data(Section):
         None,
         "a file that chooses classes: one class name of the source a line, and after a space what to call it if not that;"
         " their order is the labels'",
+        may_change=True,  # where it lies; the classes are checked against the checkpoint
     )
     crop: Literal["center", "random"] = setting(
         "center", "the part kept where an image's shape is not the resolution's"

@@ -44,8 +44,10 @@ class ChosenClasses(Source):
         for number, line in self._lines:
             label, shown = self._find(number, line, labels)
             if shown in chosen or label in seen:
-                what = names[label] if label in seen else shown
-                raise UserError(f"data.classes: line {number} of {self._path} lists {what} a second time; remove one")
+                where = f"data.classes: line {number} of {self._path}"
+                if label in seen:
+                    raise UserError(f"{where} lists {names[label]} a second time; remove one")
+                raise UserError(f"{where} calls a second class {shown}; call one of them otherwise")
             chosen[shown] = label
             seen.add(label)
         return chosen

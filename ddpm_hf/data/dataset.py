@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ddpm_hf.config import Data
+from ddpm_hf.data.base import Source
 from ddpm_hf.data.images import center_crop
 from ddpm_hf.data.store import PreparedStore
 from ddpm_hf.errors import UserError
@@ -105,7 +106,7 @@ def _labels(store: PreparedStore, indices: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(store.labels[np.asarray(indices, np.int64)])
 
 
-def check_labels(store: PreparedStore, num_classes: int | None) -> None:
+def check_labels(store: PreparedStore | Source, num_classes: int | None) -> None:
     """Raises `UserError` where the images' labels are not those that a conditional model is made for."""
     if num_classes is None:
         return
@@ -122,7 +123,7 @@ def check_labels(store: PreparedStore, num_classes: int | None) -> None:
         )
 
 
-def check_validation_labels(store: PreparedStore, validation: PreparedStore) -> None:
+def check_validation_labels(store: PreparedStore | Source, validation: PreparedStore | Source) -> None:
     """Raises `UserError` where a label of a conditional model's validation split is missing, or means another class."""
     if store.class_names != validation.class_names:
         raise UserError(

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,7 +38,7 @@ from ddpm_hf.data.prepare import (
 from ddpm_hf.data.shards import Span, stop_at_bad_image
 from ddpm_hf.data.sources import open_source
 from ddpm_hf.data.store import PreparedStore, is_written, shard_name, write_shard
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import ProcessError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ def prepare_latents(
     latent_dtype: str,
     batch_size: int,
     *,
+    check: Callable[[Source], None] = lambda source: None,
     progress: bool = True,
-    workers: int | None = None,
 ) -> PreparedStore:
     """The store of the images' latents; made if it is missing, completed if it was interrupted.
 
@@ -61,8 +61,8 @@ def prepare_latents(
     All processes that call this share the work, and return when all of it is done.
 
     latent_dtype: float16, bfloat16 or float32
+    check: is shown the source before anything is encoded
     progress: show a bar and the latents' scale; for one process of several
-    workers: threads that read images; data.prepare_workers, or one a core, if not given
 
     Raises `UserError` for data.crop random, a latent that is not finite, and for all that `prepare` does.
     """
@@ -78,12 +78,14 @@ def prepare_latents(
     folder = store_folder(data, wanted)
     store = finished(data, folder, wanted)
     if store is None:
-        threads = workers or data.prepare_workers or os.cpu_count() or 1
-        with ThreadPoolExecutor(threads) as pool:
+        check(source)
+        share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        with ThreadPoolExecutor(data.prepare_workers or max(1, share)) as pool:
             store = _prepare(
                 data, source, wanted, folder, _Encoder(data, source, codec, latent_dtype, batch_size, pool), progress
             )
-    _tell_scale(store, codec, progress)
+    if progress:
+        _tell_scale(store, codec)
     return store
 
 
@@ -98,7 +100,14 @@ def _prepare(
             return store
         spans = begin(folder, wanted, len(source), _shard_size(len(source), record))
     with writing(folder):
-        _write_all(folder, spans, encoder, record, progress)
+        try:
+            _write_all(folder, spans, encoder, record, progress)
+        except UserError as error:
+            raise ProcessError(str(error)) from None  # whose shard it was, no other process knows of it
+        except torch.OutOfMemoryError:
+            raise ProcessError(
+                f"out of memory while encoding: lower autoencoder.batch_size, {encoder.batch_size}"
+            ) from None
         with alone_in(folder, brief=True):
             if not finished(data, folder, wanted):
                 content = {"fingerprint": wanted, "dtype": wanted["latents"]["dtype"], "channels": shape[0]}
@@ -244,14 +253,12 @@ class _Encoder:
         return {"latents": {"mean": mean, "std": math.sqrt(max(square - mean**2, 0) + noise)}}
 
 
-def _tell_scale(store: PreparedStore, codec: AutoencoderCodec, progress: bool) -> None:
+def _tell_scale(store: PreparedStore, codec: AutoencoderCodec) -> None:
     measured = store.manifest["latents"]
     mean, std = (measured["mean"] - codec.shift) * codec.scale, measured["std"] * codec.scale
-    line = f"latents: mean {mean:.3g}, standard deviation {std:.3g} after scaling"
-    if progress:
-        tqdm.write(line)
+    line = f"{len(store):,} latents: mean {mean:.3g}, standard deviation {std:.3g} after scaling"
     if 0.5 <= std <= 2:
-        logger.info(line)
+        tqdm.write(line)
     else:
         logger.warning(
             "%s, which should be about 1; set scaling_factor in the autoencoder's config.json to %.5g",

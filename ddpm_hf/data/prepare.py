@@ -36,7 +36,9 @@ _NAMES = {  # of parts of a fingerprint, in messages
 }
 
 
-def prepare(data: Data, *, progress: bool = True) -> PreparedStore:
+def prepare(
+    data: Data, *, check: Callable[[Source], None] = lambda source: None, progress: bool = True
+) -> PreparedStore:
     """The store of a recipe's images; made if it is missing, completed if it was interrupted.
 
     Of several processes that call this at once, one prepares and the others wait for it. Raises `UserError` for a source that cannot be
@@ -45,7 +47,10 @@ def prepare(data: Data, *, progress: bool = True) -> PreparedStore:
     source = open_source(data)
     wanted = fingerprint(data, source)
     folder = store_folder(data, wanted)
-    return finished(data, folder, wanted) or _prepare(data, source, wanted, folder, progress)
+    if store := finished(data, folder, wanted):
+        return store
+    check(source)
+    return _prepare(data, source, wanted, folder, progress)
 
 
 def validation_data(data: Data) -> Data | None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ddpm_hf.codec import AutoencoderCodec, PixelCodec
 from ddpm_hf.data.dataset import TrainingImages, TrainingLatents
@@ -19,6 +18,6 @@ def preview(
     draws = random.integers(0, 2**64, len(indices), np.uint64)
     batch = dataset.__getitems__(list(zip(indices.tolist(), draws.tolist(), strict=True)))
     device = "cpu" if codec.vae is None else codec.vae.device
-    images = [codec.decode(codec.encode(some.to(device))).cpu() for some in batch["records"].split(16)]
+    images = codec.decode(codec.encode(batch["records"].to(device)))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    grid(torch.cat(images).numpy()).save(path)
+    grid(images.cpu().numpy()).save(path)

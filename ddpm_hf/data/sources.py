@@ -21,6 +21,7 @@ __all__ = ["Example", "Source", "open_source"]
 
 _TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # suffix → builder of the `datasets` library
 _SPLITS = ("train", "test", "val", "valid", "validation")
+_VALIDATION = ("validation", "val", "valid")  # ImageNet's is val, most others' validation
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILE = re.compile(r"\.(parquet|arrow|tar|gz|tgz|zip|bin|json|csv|npz|png|jpe?g)$", re.IGNORECASE)
 
@@ -77,8 +78,9 @@ def _open_folder(folder: Path, data: Data) -> Source:
     if IdxFiles.is_here(folder):
         return IdxFiles(data, folder)
 
-    has_split = (folder / data.split).is_dir()
-    root = folder / data.split if has_split else folder
+    also_called = _VALIDATION if data.split in _VALIDATION else ()
+    subfolder = next((name for name in (data.split, *also_called) if (folder / name).is_dir()), None)
+    root = folder / subfolder if subfolder else folder
     kinds = {**dict.fromkeys(image_suffixes(), "image"), **_TABLES}
     files = scan(root, kinds)
     found = sorted({kinds[suffix(file.name)] for file in files})
@@ -93,6 +95,6 @@ def _open_folder(folder: Path, data: Data) -> Source:
     if found != ["image"]:
         return TableSource(data, found[0], identify(files), found[0], data_dir=str(folder))
     splits = [name for name in _SPLITS if (folder / name).is_dir()]
-    if not has_split and (splits or data.split != "train"):
+    if not subfolder and (splits or data.split != "train"):
         raise missing_split(data, splits or ["train"])
     return ImageFolder(data, root, files)

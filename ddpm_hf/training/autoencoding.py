@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from tqdm import tqdm
 
 from ddpm_hf.autoencoder.objective import AutoencoderObjective, AutoencoderTrainee
 from ddpm_hf.autoencoder.quality import measure_latents, psnr, reconstruct, ssim, with_scale
@@ -17,7 +18,8 @@ from ddpm_hf.training.examples import Examples
 from ddpm_hf.training.loop import Progress
 from ddpm_hf.training.shared import validation_batches
 
-MEASURED = 10_000  # images whose latents tell the scale: enough for three digits of it
+MEASURED = 10_000  # images whose latents tell the scale, in the end: enough for three digits of it
+MEASURED_MEANWHILE = 512  # at a checkpoint, which must not take long
 
 
 class Autoencoding:
@@ -40,15 +42,20 @@ class Autoencoding:
     def state(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def save(self, trainee: AutoencoderTrainee, folder: Path) -> None:
+    def save(self, trainee: AutoencoderTrainee, folder: Path, done: bool) -> None:
         """With scaling_factor and shift_factor such that a denoiser sees latents of mean 0 and standard deviation 1."""
-        mean, std = measure_latents(trainee.autoencoder, self._images())
+        images = self._images(MEASURED if done else MEASURED_MEANWHILE)
+        mean, std = measure_latents(trainee.autoencoder, images)
         with_scale(trainee.autoencoder, mean, std).save_pretrained(folder)
-        print(f"latents: mean {mean:.4f}, standard deviation {std:.4f}; both are in the saved autoencoder's config")
+        if done:
+            tqdm.write(
+                f"latents: mean {mean:.4f}, standard deviation {std:.4f}; both are in the saved autoencoder's config"
+            )
 
-    def _images(self) -> Iterator[torch.Tensor]:
+    def _images(self, most: int) -> Iterator[torch.Tensor]:
+        """Batches of at most so many images, evenly spread over those trained on; float32 (N, C, H, W) in [-1, 1]."""
         indices, size = self.examples.train_indices, self.recipe.train.batch_size
-        spread = indices[np.linspace(0, len(indices) - 1, min(MEASURED, len(indices))).round().astype(int)]
+        spread = indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).round().astype(int)]
         for start in range(0, len(spread), size):
             yield self.codec.encode(self.examples.training.plain(spread[start : start + size])["records"])
 
@@ -83,5 +90,7 @@ class Autoencoding:
             reconstruct(trainee.autoencoder, self.codec.encode(some.to(self.accelerator.device))).cpu()
             for some in originals.split(self.recipe.sample.batch_size)
         ]
-        side_by_side = torch.stack([originals, to_uint8(torch.cat(drawn))], dim=1).flatten(0, 1)  # uint8 (2 * pairs, C, H, W)
+        side_by_side = torch.stack([originals, to_uint8(torch.cat(drawn))], dim=1).flatten(
+            0, 1
+        )  # uint8 (2 * pairs, C, H, W)
         return grid(side_by_side.numpy(), 2 * max(1, round((pairs / 2) ** 0.5)))

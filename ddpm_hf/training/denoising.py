@@ -10,7 +10,6 @@ from PIL import Image
 
 from ddpm_hf.codec import AutoencoderCodec, PixelCodec
 from ddpm_hf.config import Recipe
-from ddpm_hf.data.dataset import check_labels, check_validation_labels
 from ddpm_hf.diffusion.objective import Objective
 from ddpm_hf.export import save_pipeline
 from ddpm_hf.pictures import class_grid, grid
@@ -36,9 +35,6 @@ class Denoising:
     ) -> None:
         self.recipe, self.model, self.codec, self.scheduler = recipe, denoiser, codec, scheduler
         self.examples, self.accelerator = examples, accelerator
-        check_labels(examples.store, recipe.condition.num_classes)
-        if recipe.condition.num_classes is not None and examples.validation_store is not None:
-            check_validation_labels(examples.store, examples.validation_store)
         self.objective = Objective(
             recipe.diffusion,
             recipe.condition,
@@ -47,6 +43,7 @@ class Denoising:
             accelerator.gather,
             discrete=codec.vae is None,
         )
+        self.timesteps = self.objective.timesteps  # which may learn from the losses
         self.identity = {"autoencoder": codec.identity}  # beside the images, what a resumed run must find again
 
     def next_command(self, run: Path) -> str:
@@ -54,10 +51,10 @@ class Denoising:
 
     def state(self) -> dict[str, torch.Tensor]:
         """What importance sampling has learned from the losses so far."""
-        return self.objective.timesteps.state()
+        return self.timesteps.state()
 
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.objective.timesteps.load_state(tensors)
+        self.timesteps.load_state(tensors)
 
     def pipeline(self, denoiser: ModelMixin) -> ImageGenerationPipeline:
         """The model as whoever loads it will use it."""
@@ -74,7 +71,7 @@ class Denoising:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def save(self, denoiser: ModelMixin, folder: Path) -> None:
+    def save(self, denoiser: ModelMixin, folder: Path, done: bool) -> None:
         save_pipeline(self.pipeline(denoiser), folder)
 
     def saved_tensors(self, denoiser: ModelMixin) -> dict[str, torch.Tensor]:
@@ -107,7 +104,8 @@ class Denoising:
 
         def draw(seeds: list[int], scale: float) -> np.ndarray:
             interval = None if scale == 1 else sample.guidance_interval
-            sampling = Sampling(sample.sampler, sample.steps, sample.eta, None, scale, interval)
+            decoded = self.recipe.autoencoder.batch_size
+            sampling = Sampling(sample.sampler, sample.steps, sample.eta, None, scale, interval, decoded)
             return draw_together(self.pipeline(denoiser), seeds, sample.batch_size, sampling, self.accelerator)
 
         if num_classes is None:

@@ -1,12 +1,17 @@
 """What a run trains on, and what it validates with."""
 
+from collections.abc import Callable
+
 from ddpm_hf.codec import AutoencoderCodec, PixelCodec
-from ddpm_hf.config import AnyRecipe, Data
-from ddpm_hf.data.dataset import training_set
+from ddpm_hf.config import AnyRecipe, Data, Recipe
+from ddpm_hf.data.base import Source
+from ddpm_hf.data.dataset import check_labels, check_validation_labels, training_set
 from ddpm_hf.data.latents import prepare_latents
 from ddpm_hf.data.prepare import prepare, validation_data
 from ddpm_hf.data.sampler import split_held_out
+from ddpm_hf.data.sources import open_source
 from ddpm_hf.data.store import PreparedStore
+from ddpm_hf.errors import UserError
 
 
 class Examples:
@@ -30,16 +35,34 @@ def prepare_examples(
 ) -> Examples:
     """The recipe's images, prepared if they are not yet; through an autoencoder as latents, unless it says otherwise.
 
-    Of several processes one prepares pixels while the others wait; latents they encode together.
+    Of several processes one prepares pixels while the others wait; latents they encode together. Raises `UserError` where
+    the labels are not those that the recipe's model is made for: before they are prepared, where they are not yet.
     """
+    validation = validation_data(recipe.data)
 
-    def prepared(data: Data) -> PreparedStore:
+    def prepared(data: Data, check: Callable[[Source], None] = lambda source: None) -> PreparedStore:
         if codec.vae is None or not recipe.autoencoder.store_latents:
-            return prepare(data, progress=progress)
+            return prepare(data, check=check, progress=progress)
         settings = recipe.autoencoder
-        return prepare_latents(data, codec, settings.latent_dtype, settings.batch_size, progress=progress and is_main)
+        return prepare_latents(
+            data, codec, settings.latent_dtype, settings.batch_size, check=check, progress=progress and is_main
+        )
 
-    store, validation = prepared(recipe.data), validation_data(recipe.data)
+    def check_sources(source: Source) -> None:
+        _check(recipe, source, None if validation is None else open_source(validation))
+
+    store = prepared(recipe.data, check_sources)
+    validation_store = None
     if validation is not None:
-        validation = prepared(validation.model_copy(update={"flip": False}))  # validated with as they are
-    return Examples(recipe, store, validation)
+        validation_store = prepared(validation.model_copy(update={"flip": False}))  # validated with as they are
+    _check(recipe, store, validation_store)
+    return Examples(recipe, store, validation_store)
+
+
+def _check(recipe: AnyRecipe, images: Source | PreparedStore, validation: Source | PreparedStore | None) -> None:
+    if validation is not None and not len(validation):
+        raise UserError(f"data.validation_split: {recipe.data.validation_split} has no images")
+    if isinstance(recipe, Recipe) and recipe.condition.num_classes is not None:
+        check_labels(images, recipe.condition.num_classes)
+        if validation is not None:
+            check_validation_labels(images, validation)

@@ -4,8 +4,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
@@ -38,6 +41,13 @@ class RunFolder:
 
     def release(self) -> None:
         self._lock.release()
+
+    def state(self) -> dict[str, Any] | None:
+        """What the newest checkpoint says of itself, not looking whether it is whole; None without one."""
+        for path in sorted(self.checkpoints.glob("step-*"), reverse=True):
+            with suppress(OSError, ValueError):
+                return json.loads((path / "state.json").read_text())
+        return None
 
     def check_recipe(self, recipe: AnyRecipe, trained_batch: int, world_size: int) -> None:
         """Refuses to resume with a recipe that would change results already reached.
@@ -81,6 +91,23 @@ class RunFolder:
             final.rename(old)
         new.rename(final)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def open_run(recipe: AnyRecipe, accelerator: Accelerator) -> RunFolder:
+    """The recipe's run folder, held by this launch.
+
+    Raises `UserError` where it is in use or was begun with another recipe: before images are prepared, which may take long.
+    """
+    run = RunFolder(recipe)
+    if accelerator.is_main_process:
+        run.claim()
+        try:
+            if (state := run.state()) is not None and run.recipe_file.is_file():
+                run.check_recipe(recipe, state["images_per_step"], accelerator.num_processes)
+        except UserError:
+            run.release()
+            raise
+    return run
 
 
 def write_atomically(path: Path, text: str) -> None:

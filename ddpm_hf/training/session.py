@@ -34,13 +34,16 @@ class Session:
     """
 
     def __init__(
-        self, recipe: AnyRecipe, task: Denoising | Autoencoding, examples: Examples, accelerator: Accelerator
+        self,
+        recipe: AnyRecipe,
+        task: Denoising | Autoencoding,
+        examples: Examples,
+        run: RunFolder,
+        accelerator: Accelerator,
     ) -> None:
         train = recipe.train
         self.recipe, self.task, self.examples, self.accelerator = recipe, task, examples, accelerator
-        self.run = RunFolder(recipe)
-        if accelerator.is_main_process:
-            self.run.claim()
+        self.run = run
         self.checkpoints = Checkpoints(self.run.checkpoints, train.keep_checkpoints)
 
         memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
@@ -85,8 +88,12 @@ class Session:
                     " the same, or another --run.name"
                 )
         if state["images"] != store.content:
-            raise UserError(
-                f"data.source: its images are not those that {self.run.path} was trained on; use the same, or another --run.name"
+            if self.task.codec.vae is None or state["source"] != store.fingerprint["source"]:
+                raise UserError(
+                    f"data.source: its images are not those that {self.run.path} was trained on; use the same, or another --run.name"
+                )
+            self.accelerator.print(
+                "the latents were encoded anew, perhaps on other hardware: no longer bit for bit what the run would have been"
             )
         self._load(found)
         for what, before, now in (
@@ -169,11 +176,14 @@ class Session:
             "gradient_scaler": self.scaler.state_dict(),
             "class_names": self.examples.store.class_names,
             "images": self.examples.store.content,
+            "source": self.examples.store.fingerprint["source"],
             **self.task.identity,
         }
         product = {self.task.product: self.task.saved_tensors(self.ema.model)}
         self.checkpoints.check_space(progress.step, tensors | product)
-        self.run.replace(self.task.product, partial(self.task.save, self.ema.model))
+        self.run.replace(
+            self.task.product, partial(self.task.save, self.ema.model, done=progress.step >= self.max_steps)
+        )
         self.checkpoints.save(state, tensors)
         self.saved_step = progress.step
 

@@ -129,7 +129,7 @@ def test_what_cannot_be_chosen(choose, digit_folder):
     assert "has no class digit 3 three; did you mean digit 3?" in refused(choose(digit_folder, "digit 3 three"))
     message = refused(choose("digits", "1", "2", "1 one"))
     assert "line 3 of" in message and "lists 1 a second time; remove one" in message
-    assert "lists one a second time; remove one" in refused(choose("digits", "1 one", "2 one"))
+    assert "calls a second class one; call one of them otherwise" in refused(choose("digits", "1 one", "2 one"))
 
 
 def test_without_labels_there_is_nothing_to_choose_by(choose, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm_hf.codec import PixelCodec
 from ddpm_hf.config import Data
 from ddpm_hf.data.dataset import TrainingImages, as_it_is, crop_offset, is_flipped
 from ddpm_hf.data.prepare import prepare

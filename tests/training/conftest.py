@@ -23,21 +23,27 @@ def build_session():
         from ddpm_hf.training.autoencoding import Autoencoding
         from ddpm_hf.training.denoising import Denoising
         from ddpm_hf.training.examples import prepare_examples
+        from ddpm_hf.training.run_folder import open_run
         from ddpm_hf.training.session import Session
 
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = build_accelerator(recipe)
-        torch.manual_seed(recipe.run.seed)
-        if isinstance(recipe, AutoencoderRecipe):
-            trainee = build_autoencoder(recipe)
-            examples = prepare_examples(recipe, PixelCodec(), progress=False)
-            return Session(recipe, Autoencoding(recipe, trainee, examples, accelerator), examples, accelerator)
-        denoiser = build_denoiser(recipe)
-        latents = recipe.autoencoder.source is not None
-        codec = load_codec(recipe.autoencoder, recipe.data, accelerator.device) if latents else PixelCodec()
-        scheduler = build_scheduler(recipe.diffusion, clip_sample=not latents)
-        examples = prepare_examples(recipe, codec, progress=False)
-        task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
-        return Session(recipe, task, examples, accelerator)
+        run = open_run(recipe, accelerator)
+        try:
+            torch.manual_seed(recipe.run.seed)
+            if isinstance(recipe, AutoencoderRecipe):
+                trainee = build_autoencoder(recipe)
+                examples = prepare_examples(recipe, PixelCodec(), progress=False)
+                return Session(recipe, Autoencoding(recipe, trainee, examples, accelerator), examples, run, accelerator)
+            denoiser = build_denoiser(recipe)
+            latents = recipe.autoencoder.source is not None
+            codec = load_codec(recipe.autoencoder, recipe.data, accelerator.device) if latents else PixelCodec()
+            scheduler = build_scheduler(recipe.diffusion, clip_sample=not latents)
+            examples = prepare_examples(recipe, codec, progress=False)
+            task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
+            return Session(recipe, task, examples, run, accelerator)
+        except BaseException:
+            run.release()
+            raise
 
     return build

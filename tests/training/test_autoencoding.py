@@ -74,7 +74,7 @@ def test_its_picture_has_originals_beside_their_reconstructions(tiny, build_sess
     picture = np.asarray(Image.open(session.run.samples / "step-00000008.png"))
     held = session.examples.validation_indices
     for pair, i in enumerate(np.linspace(0, len(held) - 1, 4).round().astype(int)):
-        y, x = 2 + pair // 2 * 66, 2 + pair % 2 * 132
+        y, x = 2 + pair * 66, 2
         original = session.examples.validation.plain([held[i]])["records"][0, 0].numpy()
         np.testing.assert_array_equal(picture[y : y + 64 : 8, x : x + 64 : 8], original)
         assert not np.array_equal(picture[y : y + 64 : 8, x + 66 : x + 130 : 8], original)
@@ -127,7 +127,9 @@ def test_what_cannot_be_is_refused_before_training(tiny, tmp_path):
         with pytest.raises(UserError) as error:
             tiny(**overrides)
         assert message in str(error.value)
-    with pytest.raises(UserError, match=r"digits_autoencoder.yaml: is the recipe of an autoencoder, which train_autoen"):
+    with pytest.raises(
+        UserError, match=r"digits_autoencoder.yaml: is the recipe of an autoencoder, which train_autoen"
+    ):
         load_recipe("latent/digits_autoencoder")
     with pytest.raises(UserError, match=r"digits.yaml: is the recipe of a diffusion model, with its section condition"):
         load_recipe("latent/digits", kind=AutoencoderRecipe)

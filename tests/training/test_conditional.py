@@ -13,7 +13,9 @@ from ddpm_hf.data.dataset import check_validation_labels
 from ddpm_hf.data.prepare import prepare, validation_data
 from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
+from ddpm_hf.pictures import class_grid
 from ddpm_hf.sampling import Sampling, draw_images
+from ddpm_hf.training import denoising
 from ddpm_hf.training.checkpoints import Checkpoints
 from tests.conftest import same_tensors
 
@@ -129,9 +131,12 @@ def test_a_saved_pipeline_draws_what_the_run_draws(tiny_recipe, build_session):
     np.testing.assert_array_equal(draw_images(load_pipeline(str(session.run.path)), range(4), 4, sampling), ours)
 
 
-def test_the_grid_during_training_is_guided_as_the_recipe_says(tiny_recipe, build_session):
+def test_the_grid_during_training_is_guided_as_the_recipe_says(tiny_recipe, build_session, monkeypatch):
     """Another scale, another interval, another grid; the weights, of which it is drawn, are the same."""
-    grids, weights = [], []
+    grids, weights, drawn = [], [], []
+    monkeypatch.setattr(
+        denoising, "class_grid", lambda images, *names: drawn.append(images) or class_grid(images, *names)
+    )
     for n, sample in enumerate(
         (
             {"sample.guidance_scale": 1.0},
@@ -140,9 +145,10 @@ def test_the_grid_during_training_is_guided_as_the_recipe_says(tiny_recipe, buil
             {"sample.guidance_scale": 9.0, "sample.guidance_interval": [1e6, 2e6]},  # above every level: never
         )
     ):
-        session = build_session(tiny_recipe(**LABELS | sample, **{"run.name": f"run{n}"}))
+        scales = {"sample.grid_guidance_scales": [1.0, sample["sample.guidance_scale"]]}
+        session = build_session(tiny_recipe(**LABELS | sample | scales, **{"run.name": f"run{n}"}))
         session.train()
-        grids.append((session.run.samples / "step-00000008.png").read_bytes())
+        grids.append(drawn[-1][:, -1].tobytes())  # the last column of scales is the recipe's
         weights.append(tensors(session, 8, "model"))
     assert all(same_tensors(weights[0], other) for other in weights[1:])
     assert grids[0] == grids[3]

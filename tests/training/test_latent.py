@@ -194,7 +194,10 @@ def test_what_does_not_fit_is_refused_before_training(tiny, build_session, tmp_p
     trained.train()
     elsewhere = {"data.store": str(tmp_path / "elsewhere")}
     for overrides, message in (
-        ({"condition.num_classes": 7}, "condition.num_classes: 7 is not the number of classes in data.source, 10: 0, 1"),
+        (
+            {"condition.num_classes": 7},
+            "condition.num_classes: 7 is not the number of classes in data.source, 10: 0, 1",
+        ),
         ({"data.resolution": 9}, "data.resolution: 9x9 cannot be made 2 times smaller by the autoencoder"),
         (
             {"autoencoder.source": deep},
@@ -202,11 +205,17 @@ def test_what_does_not_fit_is_refused_before_training(tiny, build_session, tmp_p
             " unet2d; 16 can",
         ),
         ({"autoencoder.source": five}, "was prepared with another autoencoder's weights"),
-        ({"autoencoder.latent_dtype": "float32"}, "was prepared with autoencoder.latent_dtype float16, the recipe wants"),
+        (
+            {"autoencoder.latent_dtype": "float32"},
+            "was prepared with autoencoder.latent_dtype float16, the recipe wants",
+        ),
         ({"data.flip": True}, "was prepared with data.flip False, the recipe wants True"),
         ({"autoencoder.source": str(tmp_path / "nothing")}, "nothing: no such folder; train it with train_autoencoder"),
         ({"autoencoder.source": str(trained.run.path)}, "holds no autoencoder"),
-        ({**ON_THE_FLY, "autoencoder.latent_dtype": "float32"}, "autoencoder.latent_dtype: is for autoencoder.store_la"),
+        (
+            {**ON_THE_FLY, "autoencoder.latent_dtype": "float32"},
+            "autoencoder.latent_dtype: is for autoencoder.store_la",
+        ),
         ({"data.crop": "random"}, "data.crop: random cannot be had from stored latents; take center, or autoencoder"),
         ({"autoencoder.source": None, "autoencoder.batch_size": 4}, "autoencoder.batch_size: needs autoencoder.source"),
         ({"autoencoder.gray_as_rgb": True}, "takes 1 channels, not 3; leave it out"),
@@ -216,7 +225,7 @@ def test_what_does_not_fit_is_refused_before_training(tiny, build_session, tmp_p
         with pytest.raises(UserError) as error:
             build_session(tiny(**{"run.name": "new", **overrides}))
         assert message in str(error.value), error.value
-        assert not (tmp_path / "runs" / "new").exists()
+        assert not (tmp_path / "runs" / "new" / "recipe.yaml").exists()
     file = tmp_path / "continued.yaml"
     file.write_text(
         f"data: {{source: digits, resolution: 8, channels: 1}}\nautoencoder: {{source: {five}}}\n"
@@ -231,7 +240,11 @@ def test_another_autoencoder_or_scale_is_refused_when_it_resumes(tiny, build_ses
     build_session(tiny()).train()
     for name, change in (("other", {"seed": 1}), ("scale", {"scaling_factor": 1.4})):
         other = write_autoencoder(tmp_path / name, **change)
-        settings = {"autoencoder.source": other, "data.store": str(tmp_path / f"prepared-{name}"), "train.max_steps": 12}
+        settings = {
+            "autoencoder.source": other,
+            "data.store": str(tmp_path / f"prepared-{name}"),
+            "train.max_steps": 12,
+        }
         with pytest.raises(UserError, match=r"autoencoder.source: is not the autoencoder that .* was trained with"):
             build_session(tiny(**settings)).train()
     moved = write_autoencoder(tmp_path / "moved")  # the same, elsewhere

@@ -50,6 +50,8 @@ def test_killed_while_encoding_and_while_training_the_bits_are_the_same(processe
     moments, caught = random.Random(processes), 0
     store = Path(killed.data.store)
     for _ in range(4):
+        for left in store.glob("*.tmp"):
+            left.unlink()
         process = launch(killed, tmp_path, processes, SCRIPT)
         while not any(store.glob("shard-*.tmp")) and process.poll() is None and not (store / "manifest.json").exists():
             time.sleep(0.005)

@@ -224,7 +224,7 @@ def test_fine_tuning_starts_from_the_pipelines_weights(tiny_recipe, build_sessio
     first = build_session(tiny_recipe())
     first.train()
     recipe_file = tmp_path / "fine.yaml"
-    tree = dump_recipe(tiny_recipe()).split("model:")[0] + f"model: {{pretrained: {first.run.pipeline}}}\n"
+    tree = dump_recipe(tiny_recipe()).split("model:")[0] + f"model: {{pretrained: {first.run.path / 'pipeline'}}}\n"
     recipe_file.write_text(
         tree
         + "train: {max_steps: 2, batch_size: 8}\ntrack: {trackers: []}\nsample: {num_images: 1, steps: 2}\ndiffusion: {num_train_timesteps: 50}\n"
@@ -235,7 +235,7 @@ def test_fine_tuning_starts_from_the_pipelines_weights(tiny_recipe, build_sessio
     assert equal(session.model.state_dict(), first.ema.model.state_dict())
     session.train()
     with pytest.raises(UserError, match=r"data.resolution: .* does not fit .* which was trained with"):
-        build_session(load_recipe(recipe_file, {"run.name": "fine", "data.resolution": 16}))
+        build_session(load_recipe(recipe_file, {"run.name": "other", "data.resolution": 16}))
 
 
 def test_out_of_memory_says_what_to_change(tiny_recipe, build_session):
