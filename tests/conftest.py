@@ -61,3 +61,22 @@ def tiny_unet():
 
 def same_tensors(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(np.asarray(a[k]), np.asarray(b[k])) for k in a)
+
+
+def write_autoencoder(folder, seed=0, channels=1, latent_channels=3, widths=(8, 16), **config):
+    """A small AutoencoderKL with random weights, saved; gives its folder."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        norm_num_groups=4,
+        latent_channels=latent_channels,
+        **{"scaling_factor": 1.3, "shift_factor": 0.2, **config},
+    )
+    vae.save_pretrained(folder)
+    return str(folder)

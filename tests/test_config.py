@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_hf.config import Recipe, differences, dump_recipe, load_recipe, setting_keys
+from ddpm_hf.config import AutoencoderRecipe, Recipe, differences, dump_recipe, load_recipe, setting_keys
 from ddpm_hf.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -20,11 +20,21 @@ RECIPES = sorted(
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_shipped_recipe_is_read_and_written_back_equal(name, tmp_path):
-    recipe = load_recipe(name)
+    kind = kind_of(name)
+    recipe = load_recipe(name, kind=kind)
     written = tmp_path / f"{recipe.run.name}.yaml"
     written.write_text(dump_recipe(recipe))
-    assert load_recipe(written) == recipe
-    assert recipe.run.name == Path(name).stem
+    assert load_recipe(written, kind=kind) == recipe
+    assert recipe.run.name in (Path(name).stem, f"{Path(name).stem}_latent")
+
+
+def test_no_two_of_them_share_a_run_folder():
+    names = [load_recipe(name, kind=kind_of(name)).run.name for name in RECIPES]
+    assert len(set(names)) == len(names)
+
+
+def kind_of(name):
+    return AutoencoderRecipe if name.endswith("_autoencoder") else Recipe
 
 
 def test_values_are_yaml_1_2(tmp_path):
@@ -268,13 +278,20 @@ def test_a_schedule_over_the_runs_length_changes_with_it():
 
 
 def test_every_setting_says_what_it_means():
-    assert all(field.description for field in setting_keys().values())
+    assert all(field.description for kind in (Recipe, AutoencoderRecipe) for field in setting_keys(kind).values())
     assert set(Recipe.model_fields) >= {"run", "data", "model", "diffusion", "train", "sample", "track"}
 
 
 @pytest.mark.parametrize(
     "command",
-    [["train_unconditional.py"], ["-m", "ddpm_hf", "sample"], ["-m", "ddpm_hf", "prepare"], ["-m", "ddpm_hf"]],
+    [
+        ["train_unconditional.py"],
+        ["train_cfg_latent.py"],
+        ["train_autoencoder.py"],
+        ["-m", "ddpm_hf", "sample"],
+        ["-m", "ddpm_hf", "prepare"],
+        ["-m", "ddpm_hf"],
+    ],
 )
 def test_help_answers_at_once(command):
     times = []
@@ -286,9 +303,10 @@ def test_help_answers_at_once(command):
         times.append(time.monotonic() - start)
     assert min(times) < 2
     if "train" in command[0]:
+        kind = AutoencoderRecipe if "autoencoder" in command[0] else Recipe
         assert all(
             f"--{key}" in shown and " ".join(field.description.split()[:3]) in shown
-            for key, field in setting_keys().items()
+            for key, field in setting_keys(kind).items()
         )
 
 
@@ -304,6 +322,14 @@ def test_help_answers_at_once(command):
             "train.max_steps: 'x' should be a whole number",
         ),
         (["train_unconditional.py"], "--config"),
+        (["train_unconditional.py", "--config", "latent/digits"], "latents are trained on by train_cfg_latent.py"),
+        (["train_unconditional.py", "--config", "latent/digits_autoencoder"], "which train_autoencoder.py trains"),
+        (["train_autoencoder.py", "--config", "latent/digits"], "is the recipe of a diffusion model"),
+        (["train_cfg_latent.py", "--config", "latent/digits", "--autoencoder.source", "null"], "null means pixels"),
+        (
+            ["train_cfg_latent.py", "--config", "latent/digits", "--autoencoder.source", "runs/x/autoencoder"],
+            "no such folder; train it with train_autoencoder.py",
+        ),
         (["-m", "ddpm_hf", "smaple", "runs/x"], "did you mean sample?"),
         (["-m", "ddpm_hf", "sample", "runs/x", "--step", "3"], "did you mean --steps?"),
         (["-m", "ddpm_hf", "sample", "runs/x", "--num_images", "0"], "'0' should be a whole number of at least 1"),

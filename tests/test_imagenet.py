@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from ddpm_hf.cli import main
-from tests.conftest import ROOT, SHARED
-from tests.training.test_latent import write_autoencoder
+from tests.conftest import ROOT, SHARED, write_autoencoder
 
 PHOTOGRAPHS = SHARED / "imagenet_samples" / "train.parquet"
 

@@ -2,6 +2,39 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from ddpm_hf.config import AutoencoderRecipe, load_recipe
+from tests.conftest import write_autoencoder
+
+TINY_LATENT = {
+    "model.block_out_channels": [16, 32],
+    "model.layers_per_block": 1,
+    "model.norm_num_groups": 8,
+    "diffusion.num_train_timesteps": 50,
+    "train.max_steps": 8,
+    "train.batch_size": 8,
+    "train.warmup_steps": 2,
+    "train.checkpoint_every": 4,
+    "train.learning_rate_schedule": "constant",
+    "sample.steps": 4,
+    "sample.num_images": 6,
+    "track.log_every": 1,
+    "track.trackers": [],
+}
+
+TINY_AUTOENCODER = {
+    "model.block_out_channels": [8, 16],
+    "model.norm_num_groups": 4,
+    "train.max_steps": 8,
+    "train.warmup_steps": 2,
+    "train.checkpoint_every": 4,
+    "train.learning_rate_schedule": "constant",
+    "train.batch_size": 16,
+    "loss.perceptual": "l2",
+    "sample.num_images": 8,
+    "track.log_every": 2,
+    "track.trackers": [],
+}
+
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
@@ -17,7 +50,6 @@ def build_session():
         from ddpm_hf.autoencoder.pretrained import load_codec
         from ddpm_hf.build import build_autoencoder, build_denoiser
         from ddpm_hf.codec import PixelCodec
-        from ddpm_hf.config import AutoencoderRecipe
         from ddpm_hf.diffusion.schedule import build_scheduler
         from ddpm_hf.training.accelerator import build_accelerator
         from ddpm_hf.training.autoencoding import Autoencoding
@@ -47,3 +79,25 @@ def build_session():
             raise
 
     return build
+
+
+@pytest.fixture
+def tiny_latent(tmp_path):
+    """A function from overrides to a recipe for a small model of digits' latents."""
+    autoencoder = write_autoencoder(tmp_path / "autoencoder")
+
+    def make(**overrides):
+        folders = {"run.output_dir": str(tmp_path / "runs"), "data.store": str(tmp_path / "prepared")}
+        settings = {**TINY_LATENT, **folders, "autoencoder.source": autoencoder, **overrides}
+        return load_recipe("latent/digits", settings)
+
+    return make
+
+
+@pytest.fixture
+def tiny_autoencoder(tmp_path):
+    def make(**overrides):
+        folders = {"run.output_dir": str(tmp_path / "runs"), "data.store": str(tmp_path / "prepared")}
+        return load_recipe("latent/digits_autoencoder", {**TINY_AUTOENCODER, **folders, **overrides}, AutoencoderRecipe)
+
+    return make

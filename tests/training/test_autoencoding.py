@@ -15,29 +15,6 @@ from ddpm_hf.training.checkpoints import Checkpoints
 from ddpm_hf.training.estimate import estimate
 from tests.conftest import same_tensors
 
-TINY = {
-    "model.block_out_channels": [8, 16],
-    "model.norm_num_groups": 4,
-    "train.max_steps": 8,
-    "train.warmup_steps": 2,
-    "train.checkpoint_every": 4,
-    "train.learning_rate_schedule": "constant",
-    "train.batch_size": 16,
-    "loss.perceptual": "l2",
-    "sample.num_images": 8,
-    "track.log_every": 2,
-    "track.trackers": [],
-}
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    def make(**overrides):
-        folders = {"run.output_dir": str(tmp_path / "runs"), "data.store": str(tmp_path / "prepared")}
-        return load_recipe("latent/digits_autoencoder", {**TINY, **folders, **overrides}, AutoencoderRecipe)
-
-    return make
-
 
 def tensors(session, step, name):
     return Checkpoints(session.run.checkpoints, 2).at(step).tensors(name)
@@ -47,8 +24,8 @@ def logged(session):
     return [json.loads(line) for line in session.run.metrics_file.read_text().splitlines()]
 
 
-def test_it_leaves_an_autoencoder_whose_config_scales_its_latents(tiny, build_session):
-    session = build_session(tiny(**{"train.max_steps": 40, "data.held_out": 0.2}))
+def test_it_leaves_an_autoencoder_whose_config_scales_its_latents(tiny_autoencoder, build_session):
+    session = build_session(tiny_autoencoder(**{"train.max_steps": 40, "data.held_out": 0.2}))
     session.train()
     vae = AutoencoderKL.from_pretrained(session.run.path / "autoencoder")
     images = session.examples.training.plain(session.examples.train_indices)["records"]
@@ -68,8 +45,8 @@ def test_it_leaves_an_autoencoder_whose_config_scales_its_latents(tiny, build_se
     assert validated[-1]["validation_loss"] < validated[0]["validation_loss"]
 
 
-def test_its_picture_has_originals_beside_their_reconstructions(tiny, build_session):
-    session = build_session(tiny())
+def test_its_picture_has_originals_beside_their_reconstructions(tiny_autoencoder, build_session):
+    session = build_session(tiny_autoencoder())
     session.train()
     picture = np.asarray(Image.open(session.run.samples / "step-00000008.png"))
     held = session.examples.validation_indices
@@ -81,22 +58,22 @@ def test_its_picture_has_originals_beside_their_reconstructions(tiny, build_sess
 
 
 @pytest.mark.parametrize("start", [None, 5])
-def test_it_resumes_bit_for_bit_with_a_discriminator_or_without(start, tiny, build_session):
+def test_it_resumes_bit_for_bit_with_a_discriminator_or_without(start, tiny_autoencoder, build_session):
     settings = {} if start is None else {"loss.discriminator_start": start}
-    whole = build_session(tiny(**settings, **{"run.name": "whole", "train.max_steps": 12}))
+    whole = build_session(tiny_autoencoder(**settings, **{"run.name": "whole", "train.max_steps": 12}))
     whole.train()
-    build_session(tiny(**settings)).train()
-    parts = build_session(tiny(**settings, **{"train.max_steps": 12}))
+    build_session(tiny_autoencoder(**settings)).train()
+    parts = build_session(tiny_autoencoder(**settings, **{"train.max_steps": 12}))
     parts.train()
     for name in ("model", "ema", "optimizer"):
         assert same_tensors(tensors(whole, 12, name), tensors(parts, 12, name)), name
 
 
-def test_the_discriminator_joins_in_at_its_step(tiny, build_session):
+def test_the_discriminator_joins_in_at_its_step(tiny_autoencoder, build_session):
     """Until then the autoencoder is trained as without it, and the discriminator not at all; then both are."""
     runs = {}
     for name, settings in (("alone", {}), ("critic", {"loss.discriminator_start": 4})):
-        session = build_session(tiny(**settings, **{"run.name": name, "train.max_grad_norm": None}))
+        session = build_session(tiny_autoencoder(**settings, **{"run.name": name, "train.max_grad_norm": None}))
         first = {k: v.clone() for k, v in session.model.state_dict().items() if k.startswith("discriminator.")}
         session.train()
         runs[name] = {step: tensors(session, step, "model") for step in (4, 8)}
@@ -108,15 +85,15 @@ def test_the_discriminator_joins_in_at_its_step(tiny, build_session):
         assert same_tensors(runs["alone"][step], autoencoder) == same
 
 
-def test_a_dry_run_counts_it(tiny):
-    costs = estimate(tiny(), processes=1)
-    with_critic = estimate(tiny(**{"loss.discriminator_start": 0}), processes=1)
+def test_a_dry_run_counts_it(tiny_autoencoder):
+    costs = estimate(tiny_autoencoder(), processes=1)
+    with_critic = estimate(tiny_autoencoder(**{"loss.discriminator_start": 0}), processes=1)
     assert 0 < costs["parameters"] < with_critic["parameters"]
     assert 0 < costs["flops_per_image"] < with_critic["flops_per_image"]
     assert costs["optimizer_steps"] == 8
 
 
-def test_what_cannot_be_is_refused_before_training(tiny, tmp_path):
+def test_what_cannot_be_is_refused_before_training(tiny_autoencoder, tmp_path):
     for overrides, message in (
         ({"data.resolution": 9}, "data.resolution: 9x9 cannot be halved 1 times by the 2 levels of model.block_out_ch"),
         ({"model.block_out_channels": [8, 18]}, "model.block_out_channels: 18 cannot be split by model.norm_num_gro"),
@@ -125,7 +102,7 @@ def test_what_cannot_be_is_refused_before_training(tiny, tmp_path):
         ({"loss.kl_weigth": 0.2}, "loss.kl_weigth: no such setting; did you mean loss.kl_weight?"),
     ):
         with pytest.raises(UserError) as error:
-            tiny(**overrides)
+            tiny_autoencoder(**overrides)
         assert message in str(error.value)
     with pytest.raises(
         UserError, match=r"digits_autoencoder.yaml: is the recipe of an autoencoder, which train_autoen"
@@ -135,7 +112,7 @@ def test_what_cannot_be_is_refused_before_training(tiny, tmp_path):
         load_recipe("latent/digits", kind=AutoencoderRecipe)
 
 
-def test_another_loss_is_refused_when_it_resumes(tiny, build_session):
-    build_session(tiny()).train()
+def test_another_loss_is_refused_when_it_resumes(tiny_autoencoder, build_session):
+    build_session(tiny_autoencoder()).train()
     with pytest.raises(UserError, match=r"loss.kl_weight: .* was trained with 0.0001, the recipe now says 0.01"):
-        build_session(tiny(**{"loss.kl_weight": 0.01, "train.max_steps": 12})).train()
+        build_session(tiny_autoencoder(**{"loss.kl_weight": 0.01, "train.max_steps": 12})).train()

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ddpm_hf.cli import main
@@ -14,52 +14,9 @@ from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.sampling import Sampling, draw_images
 from ddpm_hf.training.checkpoints import Checkpoints
-from tests.conftest import same_tensors
+from tests.conftest import same_tensors, write_autoencoder
 
-TINY = {
-    "model.block_out_channels": [16, 32],
-    "model.layers_per_block": 1,
-    "model.norm_num_groups": 8,
-    "diffusion.num_train_timesteps": 50,
-    "train.max_steps": 8,
-    "train.batch_size": 8,
-    "train.warmup_steps": 2,
-    "train.checkpoint_every": 4,
-    "train.learning_rate_schedule": "constant",
-    "sample.steps": 4,
-    "sample.num_images": 6,
-    "track.log_every": 1,
-    "track.trackers": [],
-}
 ON_THE_FLY = {"autoencoder.store_latents": False}
-
-
-def write_autoencoder(folder, seed=0, channels=1, latent_channels=3, widths=(8, 16), **config):
-    torch.manual_seed(seed)
-    vae = AutoencoderKL(
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=widths,
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        norm_num_groups=4,
-        latent_channels=latent_channels,
-        **{"scaling_factor": 1.3, "shift_factor": 0.2, **config},
-    )
-    vae.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    autoencoder = write_autoencoder(tmp_path / "autoencoder")
-
-    def make(**overrides):
-        folders = {"run.output_dir": str(tmp_path / "runs"), "data.store": str(tmp_path / "prepared")}
-        settings = {**TINY, **folders, "autoencoder.source": autoencoder, **overrides}
-        return load_recipe("latent/digits", settings)
-
-    return make
 
 
 def losses(session):
@@ -69,12 +26,14 @@ def losses(session):
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2e-3), ("bfloat16", 1e-2)])
-def test_the_store_gives_the_losses_of_encoding_on_the_fly(flip, dtype, tolerance, tiny, build_session, tmp_path):
+def test_the_store_gives_the_losses_of_encoding_on_the_fly(
+    flip, dtype, tolerance, tiny_latent, build_session, tmp_path
+):
     """The same samples of the same posteriors: within the store's number format."""
     runs = []
     for name, settings in (("stored", {"autoencoder.latent_dtype": dtype}), ("encoded", ON_THE_FLY)):
         names = {"run.name": name, "data.store": str(tmp_path / name), "data.flip": flip}
-        session = build_session(tiny(**settings, **names))
+        session = build_session(tiny_latent(**settings, **names))
         session.train()
         runs.append(losses(session))
     assert len(runs[0]) == 8
@@ -82,8 +41,8 @@ def test_the_store_gives_the_losses_of_encoding_on_the_fly(flip, dtype, toleranc
     assert dtype == "float32" or not np.array_equal(*runs)
 
 
-def test_posterior_samples_are_drawn_afresh(tiny, build_session):
-    session = build_session(tiny())
+def test_posterior_samples_are_drawn_afresh(tiny_latent, build_session):
+    session = build_session(tiny_latent())
     batch = session.examples.training.plain([5])["records"]
     torch.manual_seed(1)
     a, b = session.task.codec.encode(batch), session.task.codec.encode(batch)
@@ -91,8 +50,8 @@ def test_posterior_samples_are_drawn_afresh(tiny, build_session):
     assert not torch.equal(a, b)
 
 
-def test_the_run_becomes_a_pipeline_that_decodes(tiny, build_session, tmp_path):
-    session = build_session(tiny())
+def test_the_run_becomes_a_pipeline_that_decodes(tiny_latent, build_session, tmp_path):
+    session = build_session(tiny_latent())
     session.train()
     folder = session.run.path / "pipeline"
     index = json.loads((folder / "model_index.json").read_text())
@@ -113,19 +72,19 @@ def test_the_run_becomes_a_pipeline_that_decodes(tiny, build_session, tmp_path):
     assert Image.open(tmp_path / "strip.png").mode == "L"
 
 
-def test_it_resumes_bit_for_bit(tiny, build_session):
+def test_it_resumes_bit_for_bit(tiny_latent, build_session):
     runs = []
     for name, stops in (("whole", [12]), ("parts", [4, 12])):
         for stop in stops:
-            session = build_session(tiny(**{"run.name": name, "data.flip": True, "train.max_steps": stop}))
+            session = build_session(tiny_latent(**{"run.name": name, "data.flip": True, "train.max_steps": stop}))
             session.train()
         runs.append(Checkpoints(session.run.checkpoints, 2).at(12))
     for name in ("model", "ema", "optimizer"):
         assert same_tensors(runs[0].tensors(name), runs[1].tensors(name)), name
 
 
-def test_validation_is_with_labels_and_without(tiny, build_session):
-    session = build_session(tiny(**{"condition.dropout": 0.5, "train.max_steps": 4}))
+def test_validation_is_with_labels_and_without(tiny_latent, build_session):
+    session = build_session(tiny_latent(**{"condition.dropout": 0.5, "train.max_steps": 4}))
     session.train()
     last = json.loads(session.run.metrics_file.read_text().splitlines()[-1])
     # what they should be, by hand: the same posterior samples, timesteps and noise, the labels or the null class
@@ -148,17 +107,17 @@ def test_validation_is_with_labels_and_without(tiny, build_session):
     assert last["validation_loss"] != last["validation_loss_unlabelled"]
 
 
-def test_the_grid_has_a_row_a_class_and_scales_side_by_side(tiny, build_session):
+def test_the_grid_has_a_row_a_class_and_scales_side_by_side(tiny_latent, build_session):
     sizes = {}
     for scales in ([1], [1, 2, 4]):
         name = {"run.name": f"scales{len(scales)}", "sample.grid_guidance_scales": scales, "sample.num_images": 30}
-        session = build_session(tiny(**name))
+        session = build_session(tiny_latent(**name))
         session.train()
         sizes[len(scales)] = Image.open(session.run.samples / "step-00000008.png").size
     assert sizes[3][1] == sizes[1][1]  # ten rows
     assert sizes[3][1] > 10 * 64
     assert sizes[1][0] > 3 * 64  # three images of each class at the one scale
-    session = build_session(tiny(**{"run.name": "drawn", "sample.num_images": 30, "sample.seed": 3}))
+    session = build_session(tiny_latent(**{"run.name": "drawn", "sample.num_images": 30, "sample.seed": 3}))
     seen = []
     session.ema.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["class_labels"].tolist()), with_kwargs=True
@@ -168,8 +127,8 @@ def test_the_grid_has_a_row_a_class_and_scales_side_by_side(tiny, build_session)
     assert seen[-1] == [10] * 10 + list(range(10))  # guided: the null class, and the same classes
 
 
-def test_an_unconditional_model_of_latents(tiny, build_session):
-    recipe = tiny(**{"condition.num_classes": None})
+def test_an_unconditional_model_of_latents(tiny_latent, build_session):
+    recipe = tiny_latent(**{"condition.num_classes": None})
     session = build_session(recipe)
     session.train()
     pipe = load_pipeline(str(session.run.path))
@@ -177,20 +136,20 @@ def test_an_unconditional_model_of_latents(tiny, build_session):
     assert draw_images(pipe, range(2), 2, Sampling("ddim", 2)).shape == (2, 1, 8, 8)
 
 
-def test_gray_images_through_a_colour_autoencoder(tiny, build_session, tmp_path):
+def test_gray_images_through_a_colour_autoencoder(tiny_latent, build_session, tmp_path):
     colour = write_autoencoder(tmp_path / "colour", channels=3, latent_channels=4)
     with pytest.raises(UserError, match=r"takes images of 3 channels, data.channels is 1; set autoencoder.gray_as_rgb"):
-        build_session(tiny(**{"autoencoder.source": colour}))
-    session = build_session(tiny(**{"autoencoder.source": colour, "autoencoder.gray_as_rgb": True}))
+        build_session(tiny_latent(**{"autoencoder.source": colour}))
+    session = build_session(tiny_latent(**{"autoencoder.source": colour, "autoencoder.gray_as_rgb": True}))
     session.train()
     pipe = load_pipeline(str(session.run.path))
     assert draw_images(pipe, range(2), 2, Sampling("ddim", 2)).shape == (2, 1, 8, 8)
 
 
-def test_what_does_not_fit_is_refused_before_training(tiny, build_session, tmp_path):
+def test_what_does_not_fit_is_refused_before_training(tiny_latent, build_session, tmp_path):
     deep = write_autoencoder(tmp_path / "deep", widths=(8, 8, 8))
     five = write_autoencoder(tmp_path / "five", latent_channels=5)
-    trained = build_session(tiny(**{"run.name": "trained"}))
+    trained = build_session(tiny_latent(**{"run.name": "trained"}))
     trained.train()
     elsewhere = {"data.store": str(tmp_path / "elsewhere")}
     for overrides, message in (
@@ -223,7 +182,7 @@ def test_what_does_not_fit_is_refused_before_training(tiny, build_session, tmp_p
         if overrides.get("autoencoder.source") == deep:
             overrides |= {"model.block_out_channels": [16, 32, 32], "model.attention_resolutions": [2]}
         with pytest.raises(UserError) as error:
-            build_session(tiny(**{"run.name": "new", **overrides}))
+            build_session(tiny_latent(**{"run.name": "new", **overrides}))
         assert message in str(error.value), error.value
         assert not (tmp_path / "runs" / "new" / "recipe.yaml").exists()
     file = tmp_path / "continued.yaml"
@@ -236,8 +195,8 @@ def test_what_does_not_fit_is_refused_before_training(tiny, build_session, tmp_p
         build_session(load_recipe(file, elsewhere))
 
 
-def test_another_autoencoder_or_scale_is_refused_when_it_resumes(tiny, build_session, tmp_path):
-    build_session(tiny()).train()
+def test_another_autoencoder_or_scale_is_refused_when_it_resumes(tiny_latent, build_session, tmp_path):
+    build_session(tiny_latent()).train()
     for name, change in (("other", {"seed": 1}), ("scale", {"scaling_factor": 1.4})):
         other = write_autoencoder(tmp_path / name, **change)
         settings = {
@@ -246,20 +205,20 @@ def test_another_autoencoder_or_scale_is_refused_when_it_resumes(tiny, build_ses
             "train.max_steps": 12,
         }
         with pytest.raises(UserError, match=r"autoencoder.source: is not the autoencoder that .* was trained with"):
-            build_session(tiny(**settings)).train()
+            build_session(tiny_latent(**settings)).train()
     moved = write_autoencoder(tmp_path / "moved")  # the same, elsewhere
-    build_session(tiny(**{"autoencoder.source": moved, "train.max_steps": 12})).train()
+    build_session(tiny_latent(**{"autoencoder.source": moved, "train.max_steps": 12})).train()
 
 
-def test_a_learned_variance_on_latents_has_no_pixels_bins(tiny, build_session):
-    session = build_session(tiny(**{"diffusion.variance_type": "learned_range", "diffusion.loss": "hybrid"}))
+def test_a_learned_variance_on_latents_has_no_pixels_bins(tiny_latent, build_session):
+    session = build_session(tiny_latent(**{"diffusion.variance_type": "learned_range", "diffusion.loss": "hybrid"}))
     session.train()
     assert np.isfinite(losses(session)).all()
     with pytest.raises(UserError, match=r"bits per dimension are of 8-bit pixels"):
         session.task.objective.bits_per_dimension(session.model, torch.zeros(1, 3, 4, 4))
 
 
-def test_prepare_shows_what_the_model_will_see(tiny, tmp_path, capsys):
+def test_prepare_shows_what_the_model_will_see(tiny_latent, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"data: {{source: digits, resolution: 8, channels: 1, flip: true, store: {tmp_path / 'latents'}}}\n"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ddpm_hf.config import load_recipe
-from tests.training.test_latent import TINY, write_autoencoder
+from tests.conftest import write_autoencoder
+from tests.training.conftest import TINY_LATENT
 from tests.training.test_processes import (
     SIXTY_STEPS,
     assert_same_bits,
@@ -34,7 +35,7 @@ def test_killed_while_encoding_and_while_training_the_bits_are_the_same(processe
 
     def recipe(name):
         settings = {
-            **TINY,
+            **TINY_LATENT,
             **SIXTY_STEPS,
             "train.batch_size": 4,
             "autoencoder.source": autoencoder,
@@ -62,3 +63,19 @@ def test_killed_while_encoding_and_while_training_the_bits_are_the_same(processe
     kill_at_random_moments(killed, tmp_path, processes, kills=3, seed=processes, script=SCRIPT)
     assert bytes_of(alone.data.store) == bytes_of(killed.data.store)
     assert_same_bits(tensors(alone), tensors(killed))
+
+
+def test_two_processes_train_an_autoencoder_with_a_discriminator_and_resume(tiny_autoencoder, tmp_path):
+    """A kill on the way; the discriminator's parameters have no gradient before its start."""
+    settings = {
+        "train.max_steps": 30,
+        "train.checkpoint_every": 5,
+        "track.log_every": 1,
+        "loss.discriminator_start": 12,
+    }
+    alone, killed = (tiny_autoencoder(**settings, **{"run.name": name}) for name in ("alone", "killed"))
+    finish(launch(alone, tmp_path, 2, "train_autoencoder.py"))
+    kill_at_random_moments(killed, tmp_path, 2, kills=2, seed=4, script="train_autoencoder.py")
+    assert_same_bits(tensors(alone, 30), tensors(killed, 30))
+    assert all("module." not in name for name in tensors(alone, 30)["model"])
+    assert (tmp_path / "runs" / "killed" / "autoencoder" / "config.json").is_file()
