@@ -10,6 +10,7 @@ from PIL import Image
 
 from ddpm_hf.cli import main
 from ddpm_hf.config import load_recipe
+from ddpm_hf.data import latents
 from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.sampling import Sampling, draw_images
@@ -230,3 +231,48 @@ def test_prepare_shows_what_the_model_will_see(tiny_latent, tmp_path, capsys):
     manifest = json.loads((tmp_path / "latents" / "manifest.json").read_text())
     assert manifest["channels"] == 2 * 2 * 3  # mean and log variance, of each image and its mirror image
     assert Image.open(tmp_path / "preview.png").mode == "L"
+
+
+def test_mistakes_are_found_before_anything_is_encoded(tiny_latent, build_session, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "_write_all", lambda *_: pytest.fail("encoded"))
+    for overrides, message in (
+        ({"condition.num_classes": 7}, "condition.num_classes: 7 is not the number of classes in data.source, 10"),
+        ({"data.validation_split": "test", "data.held_out": 0.0}, "data.split: digits has no split test; it has train"),
+    ):
+        with pytest.raises(UserError) as error:
+            build_session(tiny_latent(**overrides))
+        assert message in str(error.value)
+    assert not list((tmp_path / "prepared").glob("shard-*"))
+
+
+def test_a_changed_recipe_is_refused_before_anything_is_encoded(tiny_latent, build_session, tmp_path, monkeypatch):
+    build_session(tiny_latent()).train()
+    monkeypatch.setattr(latents, "_write_all", lambda *_: pytest.fail("encoded"))
+    elsewhere = {"data.store": str(tmp_path / "elsewhere")}
+    with pytest.raises(UserError, match=r"data.flip: .* was trained with False, the recipe now says True"):
+        build_session(tiny_latent(**elsewhere, **{"data.flip": True}))
+
+
+def test_latents_encoded_anew_go_on_with_a_word(tiny_latent, build_session, capsys):
+    """Other hardware rounds otherwise; other images are refused all the same."""
+    build_session(tiny_latent()).train()
+    again = build_session(tiny_latent(**{"train.max_steps": 12}))
+    again.examples.store.content = "of other bits"
+    again.train()
+    assert "the latents were encoded anew, perhaps on other hardware: no longer bit for bit" in capsys.readouterr().out
+    other = build_session(tiny_latent(**{"train.max_steps": 16}))
+    other.examples.store.content = "of other images"
+    other.examples.store.fingerprint["source"] = {"kind": "folder"}
+    with pytest.raises(UserError, match=r"data.source: its images are not those that .* was trained on"):
+        other.train()
+
+
+def test_the_denoiser_alone_is_under_autocast(tiny_latent, build_session):
+    """In half precision autoencoders overflow, so they decode and encode in float32."""
+    session = build_session(tiny_latent(**{"train.precision": "bf16", **ON_THE_FLY}))
+    seen = []
+    session.task.codec.vae.decoder.conv_in.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
+    session.task.codec.vae.encoder.conv_in.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
+    session.ema.model.conv_in.register_forward_hook(lambda _m, _i, output: seen.append(("denoiser", output.dtype)))
+    session.train()
+    assert set(seen) == {torch.float32, ("denoiser", torch.bfloat16)}
