@@ -41,7 +41,7 @@ def main() -> None:
     run = open_run(recipe, accelerator)
     torch.manual_seed(recipe.run.seed)
     trainee = build_autoencoder(recipe)
-    examples = prepare_examples(recipe, PixelCodec())
+    examples = prepare_examples(recipe, PixelCodec(), run)
     task = Autoencoding(recipe, trainee, examples, accelerator)
     Session(recipe, task, examples, run, accelerator).train()
 

@@ -41,7 +41,7 @@ def main() -> None:
     denoiser = build_denoiser(recipe)
     scheduler = build_scheduler(recipe.diffusion, clip_sample=False)  # latents have no bounds
     codec = load_codec(recipe.autoencoder, recipe.data, accelerator.device)
-    examples = prepare_examples(recipe, codec, is_main=accelerator.is_main_process)
+    examples = prepare_examples(recipe, codec, run, is_main=accelerator.is_main_process)
     task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
     Session(recipe, task, examples, run, accelerator).train()
 

@@ -38,7 +38,7 @@ def main() -> None:
     denoiser = build_denoiser(recipe)
     scheduler = build_scheduler(recipe.diffusion)
     codec = PixelCodec()
-    examples = prepare_examples(recipe, codec)
+    examples = prepare_examples(recipe, codec, run)
     task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
     Session(recipe, task, examples, run, accelerator).train()
 

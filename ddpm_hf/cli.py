@@ -20,6 +20,7 @@ from ddpm_hf.config import (
     did_you_mean,
     load_recipe,
     parse_value,
+    recipe_kind,
     section_kinds,
     setting_keys,
 )
@@ -137,7 +138,10 @@ def _type_name(fields: dict[type[Section], FieldInfo]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="ddpm-hf", description="Train a diffusion model of your own; see also train_unconditional.py.")
+    parser = Parser(
+        prog="ddpm-hf",
+        description="Train a diffusion model of your own; see also train_unconditional.py, train_cfg_latent.py and train_autoencoder.py.",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
@@ -264,4 +268,4 @@ def _sample(options: argparse.Namespace) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     from ddpm_hf.commands import prepare
 
-    prepare(options, recipe_from(vars(options)))
+    prepare(options, recipe_from(vars(options), recipe_kind(options.config)))

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ddpm_hf.autoencoder.pretrained import load_codec
 from ddpm_hf.codec import PixelCodec
-from ddpm_hf.config import Recipe
+from ddpm_hf.config import AnyRecipe, Recipe
 from ddpm_hf.data.preview import preview
 from ddpm_hf.diffusion.samplers import build_sampler
 from ddpm_hf.errors import UserError
@@ -103,9 +103,9 @@ def _name(seed: int) -> str:
     return f"{seed:06d}.png"
 
 
-def prepare(options: argparse.Namespace, recipe: Recipe) -> None:
+def prepare(options: argparse.Namespace, recipe: AnyRecipe) -> None:
     """`ddpm-hf prepare`: the prepared store, of pixels or of latents, and a picture from it."""
-    latents = recipe.autoencoder.source is not None
+    latents = isinstance(recipe, Recipe) and recipe.autoencoder.source is not None
     codec = load_codec(recipe.autoencoder, recipe.data, _device()) if latents else PixelCodec()
     examples = prepare_examples(recipe, codec)
     print(f"{len(examples.store):,} images in {examples.store.folder}")

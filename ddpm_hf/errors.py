@@ -34,6 +34,10 @@ def one_line_errors() -> Iterator[None]:
         _tell(
             f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room and run the same command again"
         )
+    except KeyboardInterrupt:  # outside of a training loop, which answers it by itself
+        if int(os.environ.get("RANK", 0)) == 0:
+            print("interrupted; the same command goes on", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
     else:
         return
     raise SystemExit(2)

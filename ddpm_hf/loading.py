@@ -19,6 +19,10 @@ def load_pipeline(source: str) -> ImageGenerationPipeline:
     """
     path = Path(source)
     if (path / "checkpoints").is_dir() or (path / "recipe.yaml").is_file():
+        if (path / "autoencoder").is_dir():
+            raise UserError(
+                f"{source}: an autoencoder's run; a denoiser of its latents, of train_cfg_latent.py, is what draws"
+            )
         if not (path / "pipeline" / "model_index.json").is_file():
             raise UserError(f"{source}: this run has no pipeline yet; it is saved with the first checkpoint")
         source = str(path / "pipeline")

@@ -64,7 +64,7 @@ def class_grid(images: np.ndarray, scales: Sequence[float], names: Sequence[str]
 
 def _enlarged(images: np.ndarray) -> np.ndarray:
     """(..., H, W), small ones by a whole factor."""
-    zoom = max(1, 64 // max(images.shape[-2:]))
+    zoom = max(1, 64 // images.shape[-2])
     return images.repeat(zoom, axis=-2).repeat(zoom, axis=-1)
 
 

@@ -38,7 +38,12 @@ def stable_diffusion(tmp_path):
 @pytest.mark.parametrize("name", IMAGENET)
 def test_imagenet_recipes_fit_the_autoencoder_of_stable_diffusion(name, stable_diffusion):
     assert load_recipe(f"latent/imagenet100_128{name}").autoencoder.source == "stabilityai/sd-vae-ft-mse"
-    overrides = {"data.source": "digits", "data.split": "train", "train.batch_size": 1, "data.validation_split": None}
+    overrides = {
+        "data.source": "digits",
+        "train.batch_size": 1,
+        "data.validation_split": None,
+        "condition.num_classes": 10,
+    }
     recipe = load_recipe(f"latent/imagenet100_128{name}", {"autoencoder.source": stable_diffusion, **overrides})
     costs = estimate(recipe, processes=1)
     assert 20e6 < costs["parameters"] < 300e6
@@ -76,7 +81,8 @@ def test_what_the_report_states_is_set(name):
 
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist", "cifar10"])
 def test_an_autoencoder_lies_beside_each(name, tmp_path):
-    theirs = load_recipe(f"latent/{name}_autoencoder", {"data.source": "digits"}, AutoencoderRecipe)
+    digits = {"data.source": "digits", "data.validation_split": None}
+    theirs = load_recipe(f"latent/{name}_autoencoder", digits, AutoencoderRecipe)
     ours = load_recipe(f"latent/{name}")
     assert ours.autoencoder.source == f"runs/{name}_autoencoder/autoencoder"
     assert ours.data.resolution == theirs.data.resolution
@@ -85,7 +91,7 @@ def test_an_autoencoder_lies_beside_each(name, tmp_path):
     from ddpm_hf.build import build_autoencoder
 
     build_autoencoder(theirs).autoencoder.save_pretrained(tmp_path)
-    fitting = load_recipe(f"latent/{name}", {"autoencoder.source": str(tmp_path), "data.source": "digits"})
+    fitting = load_recipe(f"latent/{name}", {"autoencoder.source": str(tmp_path), **digits})
     assert estimate(fitting, processes=1)["parameters"] < 200e6
 
 

@@ -47,7 +47,7 @@ def test_a_row_a_class_and_a_group_a_scale(channels):
 def test_every_image_is_shown_whole():
     batch = images(rows=2, scales=3, per_scale=1, channels=3, height=32, width=64)
     picture = class_grid(batch, [0, 1, 7.5], ["1", "2"])
-    assert all(found(picture, image)[1] == 32 * 64 for image in batch.reshape(6, 3, 32, 64))
+    assert all(found(picture, image)[1] == 4 * 32 * 64 for image in batch.reshape(6, 3, 32, 64))
 
 
 def test_rows_of_flat_images_leave_room_for_their_names():

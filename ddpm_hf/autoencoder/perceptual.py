@@ -31,7 +31,7 @@ def choose_perceptual(recipe: AutoencoderRecipe) -> tuple[AutoencoderRecipe, str
     if not lpips_fits(recipe.data.resolution):
         chosen, why = "l2", f"LPIPS is for images of {LPIPS_RESOLUTION} pixels a side and more"
     elif not lpips_at_hand():
-        chosen, why = "l2", f"LPIPS needs torchmetrics, torchvision and {VGG16} at {weights_file()}"
+        chosen, why = "l2", f"loss.perceptual: lpips needs torchmetrics, torchvision and {VGG16} at {weights_file()}"
     chosen_recipe = recipe.model_copy(update={"loss": loss.model_copy(update={"perceptual": chosen})})
     return chosen_recipe, f"loss.perceptual: {chosen}, since {why}"
 
@@ -50,7 +50,7 @@ class LPIPS:
     def __init__(self, device: torch.device) -> None:
         if not lpips_at_hand():
             raise UserError(
-                f"LPIPS needs torchmetrics, torchvision and VGG16's weights: put {VGG16} at {weights_file()}, or take L2"
+                f"loss.perceptual: lpips needs torchmetrics, torchvision and VGG16's weights: put {VGG16} at {weights_file()}, or take l2"
             )
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 

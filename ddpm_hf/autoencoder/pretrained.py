@@ -1,14 +1,17 @@
 """Autoencoders that are trained already: found, checked against the images, loaded."""
 
+import warnings
 from pathlib import Path
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL, ModelMixin
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ddpm_hf.codec import AutoencoderCodec
 from ddpm_hf.config import Autoencoder, Data
+from ddpm_hf.config.files import recipe_path
 from ddpm_hf.errors import UserError
 
 
@@ -38,7 +41,7 @@ def latent_shape(settings: Autoencoder, data: Data) -> tuple[int, int, int]:
             "set autoencoder.gray_as_rgb: true" if (takes, data.channels) == (3, 1) else f"set data.channels: {takes}"
         )
         raise UserError(
-            f"autoencoder.source: {settings.source} takes images of {takes} channels, data.channels is {data.channels}; {mend}"
+            f"autoencoder.source: {settings.source} takes {takes}-channel images, data.channels is {data.channels}; {mend}"
         )
     with FakeTensorMode():  # shapes alone: any kind of autoencoder tells its own
         vae = kind.from_config(config)
@@ -70,7 +73,8 @@ def _find(source: str) -> tuple[type[ModelMixin], dict, dict]:
     """Class and config of an autoencoder, in a folder or repository of its own or in a pipeline's, and where in it."""
     for where in ({}, {"subfolder": "vae"}):
         try:
-            config = AutoencoderKL.load_config(_place(source), **where)
+            with warnings.catch_warnings(action="ignore"):
+                config = AutoencoderKL.load_config(_place(source), **where)
         except (OSError, ValueError) as error:
             problem = str(error).strip().splitlines()[0]
             continue
@@ -87,7 +91,21 @@ def _find(source: str) -> tuple[type[ModelMixin], dict, dict]:
     if Path(_place(source)).exists() or source.startswith(("runs/", ".", "/", "~")):
         missing = "no such folder" if not Path(_place(source)).exists() else "holds no autoencoder (config.json)"
         raise UserError(
-            f"autoencoder.source: {source}: {missing}; train it with train_autoencoder.py, or name a Hub id such as"
-            " stabilityai/sd-vae-ft-mse"
+            f"autoencoder.source: {source}: {missing}; train it with train_autoencoder.py{_recipe_for(source)}, or name a"
+            " Hub id such as stabilityai/sd-vae-ft-mse"
         )
-    raise UserError(f"autoencoder.source: {source} is no folder here and cannot be had from the Hub: {problem}")
+    why = "the Hub's client is offline, by HF_HUB_OFFLINE" if HF_HUB_OFFLINE else problem
+    raise UserError(
+        f"autoencoder.source: {source} is no folder here and cannot be had from the Hub ({why}); check the id, or name a"
+        " folder that holds it"
+    )
+
+
+def _recipe_for(source: str) -> str:
+    """How to name the recipe that comes with the package, where one makes this folder."""
+    recipe = f"latent/{Path(source).parent.name}"
+    try:
+        recipe_path(recipe)
+    except UserError:
+        return ""
+    return f" --config {recipe}"

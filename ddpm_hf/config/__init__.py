@@ -7,7 +7,7 @@ answer at once.
 
 from ddpm_hf.config.autoencoders import AutoencoderModel, Reconstruction
 from ddpm_hf.config.base import Section
-from ddpm_hf.config.files import differences, dump_recipe, load_recipe, parse_value
+from ddpm_hf.config.files import differences, dump_recipe, load_recipe, parse_value, recipe_kind
 from ddpm_hf.config.messages import did_you_mean
 from ddpm_hf.config.recipes import AnyRecipe, AutoencoderRecipe, Recipe, section_kinds, setting_keys
 from ddpm_hf.config.sections import EMA, Autoencoder, Condition, Data, Diffusion, Grid, Sample, Train
@@ -32,6 +32,7 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "parse_value",
+    "recipe_kind",
     "section_kinds",
     "setting_keys",
 ]

@@ -67,15 +67,44 @@ def recipe_path(name: str) -> Path:
             return found
     shipped = next((folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()), None)
     names = sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")) if shipped else []
-    near = difflib.get_close_matches(Path(name).stem, [n for n in names if not n.startswith("accelerate/")], n=1)
+    names = [n for n in names if not n.startswith("accelerate/")]
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), names, n=1)
+    near = near or difflib.get_close_matches(Path(name).stem, names, n=1)
     raise UserError(
         f"{name}: no such recipe file"
         + (
             f"; did you mean {near[0]}?"
             if near
-            else f"; name a YAML file, or one of {', '.join(n for n in names if '/' not in n)}"
+            else f"; name a YAML file, or one of {', '.join(n for n in names if '/' not in n)}, latent/…, reports/…"
         )
     )
+
+
+def recipe_kind(path: str | Path) -> type[AnyRecipe]:
+    """What a recipe file describes."""
+    return AutoencoderRecipe if _is_autoencoders(_read(recipe_path(str(path)))) else Recipe
+
+
+def _is_autoencoders(tree: dict[str, Any]) -> bool:
+    return "loss" in tree or "latent_channels" in (tree.get("model") or {})
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """A recipe file's sections."""
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_YamlLoader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{file}: a recipe is a mapping of sections such as data: and train:, not a {type(tree).__name__}"
+        )
+    for section, settings in tree.items():
+        if settings is not None and not isinstance(settings, dict):
+            raise UserError(f"{file}: {section}: should be a section with settings indented below it, not {settings!r}")
+    return {section: dict(settings or {}) for section, settings in tree.items()}
 
 
 def load_recipe(
@@ -90,21 +119,8 @@ def load_recipe(
     Raises `UserError` with one line that names the key, what is wrong and what would be right.
     """
     file = recipe_path(str(path))
-    try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_YamlLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{file}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"{file}: a recipe is a mapping of sections such as data: and train:, not a {type(tree).__name__}"
-        )
-    for section, settings in tree.items():
-        if settings is not None and not isinstance(settings, dict):
-            raise UserError(f"{file}: {section}: should be a section with settings indented below it, not {settings!r}")
-    tree = {section: dict(settings or {}) for section, settings in tree.items()}
-    if kind is Recipe and ("loss" in tree or "latent_channels" in tree.get("model", {})):
+    tree = _read(file)
+    if kind is Recipe and _is_autoencoders(tree):
         raise UserError(f"{file}: is the recipe of an autoencoder, which train_autoencoder.py trains")
     if kind is AutoencoderRecipe and (others := [name for name in ("diffusion", "condition") if name in tree]):
         raise UserError(

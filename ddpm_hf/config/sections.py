@@ -148,7 +148,7 @@ class Train(Section):
     learning_rate_drop_factor: float = setting(0.1, "what each drop multiplies the rate by", gt=0, lt=1)
     warmup_steps: int = setting(0, "optimizer steps over which the rate rises from zero", ge=0)
     max_grad_norm: float | None = setting(1.0, "gradients are clipped to this norm; null for none", gt=0)
-    precision: Literal["no", "fp16", "bf16"] = setting("no", "mixed precision of the denoiser; no is float32")
+    precision: Literal["no", "fp16", "bf16"] = setting("no", "mixed precision of the network; no is float32")
     gradient_scaler: bool = setting(True, "scale the loss under fp16 so that small gradients survive")
     max_nonfinite_steps: int = setting(
         100, "stop after so many steps in a row whose gradients are not finite", ge=1, may_change=True
@@ -160,12 +160,12 @@ class Train(Section):
         may_change=True,
     )
     checkpoint_every: int = setting(
-        1000, "optimizer steps between checkpoints; the pipeline is saved with each", ge=1, may_change=True
+        1000, "optimizer steps between checkpoints; the model is saved with each", ge=1, may_change=True
     )
     keep_checkpoints: int = setting(
         2, "checkpoints kept, besides the best and those that hold a file named keep", ge=1, may_change=True
     )
-    compile: bool = setting(False, "torch.compile the denoiser", may_change=True)
+    compile: bool = setting(False, "torch.compile the network", may_change=True)
     channels_last: bool = setting(
         False, "channels-last memory format: faster convolutions on recent GPUs", may_change=True
     )

@@ -119,7 +119,8 @@ def _prepare(
 
 
 def _shard_size(total: int, record: int) -> int:
-    return shard_size(total, record, most=1024)
+    """Small enough that several processes have something to share, and that an interruption costs little of slow encoding."""
+    return shard_size(total, record, most=min(1024, max(64, total // 64)))
 
 
 def _write_all(folder: Path, spans: list[Span], encoder: "_Encoder", record: int, progress: bool) -> None:

@@ -151,7 +151,9 @@ class ImageGenerationPipeline(DiffusionPipeline):
             class_labels = [class_labels] * batch_size
         class_labels = [self.label_id(label) for label in class_labels]
         if len(class_labels) != batch_size:
-            raise ValueError(f"{len(class_labels)} class_labels for a batch of {batch_size}; give one, or one an image")
+            raise ValueError(
+                f"{len(class_labels)} class_labels for a batch of {batch_size}; give a list with one an image, or a bare one for all"
+            )
         return torch.tensor(class_labels, device=self._execution_device)
 
     def label_id(self, label: int | str) -> int:
@@ -160,7 +162,7 @@ class ImageGenerationPipeline(DiffusionPipeline):
         if isinstance(label, str):
             found = [int(i) for i, name in names.items() if name == label]
             if not found:
-                known = ", ".join(list(names.values())[:20]) or f"ids 0 to {num_classes - 1}"
+                known = ", ".join(map(repr, list(names.values())[:20])) or f"ids 0 to {num_classes - 1}"
                 raise ValueError(f"no class is named {label!r}; this model knows {known}")
             return found[0]
         label = label.item() if hasattr(label, "item") else label  # of an array or a tensor

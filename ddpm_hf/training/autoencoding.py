@@ -26,7 +26,6 @@ class Autoencoding:
     """Trains an `AutoencoderKL` on images; leaves it, with the scale of its latents in its config."""
 
     product = "autoencoder"
-    identity: dict = {}  # noqa: RUF012  beside the images, nothing that a resumed run must find again
 
     def __init__(
         self, recipe: AutoencoderRecipe, trainee: AutoencoderTrainee, examples: Examples, accelerator: Accelerator
@@ -90,7 +89,5 @@ class Autoencoding:
             reconstruct(trainee.autoencoder, self.codec.encode(some.to(self.accelerator.device))).cpu()
             for some in originals.split(self.recipe.sample.batch_size)
         ]
-        side_by_side = torch.stack([originals, to_uint8(torch.cat(drawn))], dim=1).flatten(
-            0, 1
-        )  # uint8 (2 * pairs, C, H, W)
-        return grid(side_by_side.numpy(), 2 * max(1, round((pairs / 2) ** 0.5)))
+        side_by_side = torch.cat([originals, to_uint8(torch.cat(drawn))], dim=3)  # uint8 (pairs, C, H, 2W)
+        return grid(side_by_side.numpy(), max(1, round((pairs / 2) ** 0.5)))

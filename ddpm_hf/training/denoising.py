@@ -44,7 +44,6 @@ class Denoising:
             discrete=codec.vae is None,
         )
         self.timesteps = self.objective.timesteps  # which may learn from the losses
-        self.identity = {"autoencoder": codec.identity}  # beside the images, what a resumed run must find again
 
     def next_command(self, run: Path) -> str:
         return f"ddpm-hf sample {run} draws with it"

@@ -12,7 +12,9 @@ from ddpm_hf.build import build_autoencoder, build_denoiser, sample_shape
 from ddpm_hf.config import AnyRecipe, Recipe
 from ddpm_hf.data.prepare import images_in
 from ddpm_hf.data.sampler import split_held_out
+from ddpm_hf.data.sources import open_source
 from ddpm_hf.errors import UnreachableError
+from ddpm_hf.training.examples import check_sources
 
 
 def estimate(recipe: AnyRecipe, processes: int) -> dict[str, int | None]:
@@ -40,6 +42,7 @@ def estimate(recipe: AnyRecipe, processes: int) -> dict[str, int | None]:
 def _images_per_epoch(recipe: AnyRecipe) -> int | None:
     """Without those held out; None where the Hub alone could tell and cannot be reached."""
     try:
+        check_sources(recipe, open_source(recipe.data))
         images = images_in(recipe.data)
     except UnreachableError as error:
         print(f"warning: {error}; so the images are not counted", file=sys.stderr)

@@ -12,6 +12,7 @@ from ddpm_hf.data.sampler import split_held_out
 from ddpm_hf.data.sources import open_source
 from ddpm_hf.data.store import PreparedStore
 from ddpm_hf.errors import UserError
+from ddpm_hf.training.run_folder import RunFolder
 
 
 class Examples:
@@ -31,12 +32,18 @@ class Examples:
 
 
 def prepare_examples(
-    recipe: AnyRecipe, codec: PixelCodec | AutoencoderCodec, *, progress: bool = True, is_main: bool = True
+    recipe: AnyRecipe,
+    codec: PixelCodec | AutoencoderCodec,
+    run: RunFolder | None = None,
+    *,
+    progress: bool = True,
+    is_main: bool = True,
 ) -> Examples:
     """The recipe's images, prepared if they are not yet; through an autoencoder as latents, unless it says otherwise.
 
     Of several processes one prepares pixels while the others wait; latents they encode together. Raises `UserError` where
-    the labels are not those that the recipe's model is made for: before they are prepared, where they are not yet.
+    the labels are not those that the recipe's model is made for, or that `run` was trained on: before they are prepared,
+    where they are not yet.
     """
     validation = validation_data(recipe.data)
 
@@ -48,15 +55,28 @@ def prepare_examples(
             data, codec, settings.latent_dtype, settings.batch_size, check=check, progress=progress and is_main
         )
 
-    def check_sources(source: Source) -> None:
-        _check(recipe, source, None if validation is None else open_source(validation))
+    def check(source: Source) -> None:
+        check_sources(recipe, source)
+        if run is not None and (state := run.state()) is not None:
+            run.check_origin(recipe, state, source.class_names, codec.identity)
 
-    store = prepared(recipe.data, check_sources)
+    store = prepared(recipe.data, check)
     validation_store = None
     if validation is not None:
         validation_store = prepared(validation.model_copy(update={"flip": False}))  # validated with as they are
     _check(recipe, store, validation_store)
     return Examples(recipe, store, validation_store)
+
+
+def check_sources(recipe: AnyRecipe, source: Source) -> None:
+    """Raises `UserError` where what the sources of a recipe say of themselves does not fit it; reads no image."""
+    validation = validation_data(recipe.data)
+    try:
+        _check(recipe, source, None if validation is None else open_source(validation))
+    except UserError as error:
+        if "data.split: " not in str(error):
+            raise
+        raise type(error)(str(error).replace("data.split: ", "data.validation_split: ")) from None
 
 
 def _check(recipe: AnyRecipe, images: Source | PreparedStore, validation: Source | PreparedStore | None) -> None:

@@ -67,6 +67,22 @@ class RunFolder:
                 " set it back, or choose another --run.name for a new run"
             )
 
+    def check_origin(
+        self, recipe: AnyRecipe, state: dict[str, Any], class_names: list[str] | None, autoencoder: dict | None
+    ) -> None:
+        """Refuses to resume on other classes, or through another autoencoder."""
+        if state["class_names"] != class_names:
+            key = "data.source" if recipe.data.classes is None else "data.classes"
+            raise UserError(
+                f"{key}: the classes were {state['class_names']} when {self.path} was trained, now they are"
+                f" {class_names}; use the same, or another --run.name"
+            )
+        if state["autoencoder"] != autoencoder:
+            raise UserError(
+                f"autoencoder.source: is not the autoencoder that {self.path} was trained with, or its scale differs;"
+                f" {self.path / 'pipeline'} holds the run's own copy and can be named instead; or choose another --run.name"
+            )
+
     def write_recipe(self, recipe: AnyRecipe) -> None:
         write_atomically(self.recipe_file, dump_recipe(recipe))
 

@@ -76,17 +76,7 @@ class Session:
         state = found.state
         self.run.check_recipe(self.recipe, state["images_per_step"], self.accelerator.num_processes)
         store = self.examples.store
-        if state["class_names"] != store.class_names:
-            raise UserError(
-                f"data.source: its classes were {state['class_names']} when {self.run.path} was trained, now they are"
-                f" {store.class_names}; use the same images, or another --run.name"
-            )
-        for name, identity in self.task.identity.items():
-            if state.get(name) != identity:
-                raise UserError(
-                    f"{name}.source: is not the {name} that {self.run.path} was trained with, or its scale differs; use"
-                    " the same, or another --run.name"
-                )
+        self.run.check_origin(self.recipe, state, store.class_names, self.task.codec.identity)
         if state["images"] != store.content:
             if self.task.codec.vae is None or state["source"] != store.fingerprint["source"]:
                 raise UserError(
@@ -177,7 +167,7 @@ class Session:
             "class_names": self.examples.store.class_names,
             "images": self.examples.store.content,
             "source": self.examples.store.fingerprint["source"],
-            **self.task.identity,
+            "autoencoder": self.task.codec.identity,
         }
         product = {self.task.product: self.task.saved_tensors(self.ema.model)}
         self.checkpoints.check_space(progress.step, tensors | product)

@@ -326,7 +326,7 @@ def test_ids_names_lists_and_tensors_mean_the_same():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((1, "triangle"), r"no class is named 'triangle'; this model knows circle, square$"),
+        ((1, "triangle"), r"no class is named 'triangle'; this model knows 'circle', 'square'$"),
         ((1, 3), r"class 3 is not one of the ids 0 to 1, nor 2, the null class$"),
         ((1, -1), r"class -1 is not one of the ids 0 to 1"),
         ((1, [0.5]), r"class 0.5 is not one of the ids"),

@@ -65,13 +65,13 @@ def build_session():
             torch.manual_seed(recipe.run.seed)
             if isinstance(recipe, AutoencoderRecipe):
                 trainee = build_autoencoder(recipe)
-                examples = prepare_examples(recipe, PixelCodec(), progress=False)
+                examples = prepare_examples(recipe, PixelCodec(), run, progress=False)
                 return Session(recipe, Autoencoding(recipe, trainee, examples, accelerator), examples, run, accelerator)
             denoiser = build_denoiser(recipe)
             latents = recipe.autoencoder.source is not None
             codec = load_codec(recipe.autoencoder, recipe.data, accelerator.device) if latents else PixelCodec()
             scheduler = build_scheduler(recipe.diffusion, clip_sample=not latents)
-            examples = prepare_examples(recipe, codec, progress=False)
+            examples = prepare_examples(recipe, codec, run, progress=False)
             task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
             return Session(recipe, task, examples, run, accelerator)
         except BaseException:

@@ -54,7 +54,7 @@ def test_its_picture_has_originals_beside_their_reconstructions(tiny_autoencoder
         y, x = 2 + pair * 66, 2
         original = session.examples.validation.plain([held[i]])["records"][0, 0].numpy()
         np.testing.assert_array_equal(picture[y : y + 64 : 8, x : x + 64 : 8], original)
-        assert not np.array_equal(picture[y : y + 64 : 8, x + 66 : x + 130 : 8], original)
+        assert not np.array_equal(picture[y : y + 64 : 8, x + 64 : x + 128 : 8], original)
 
 
 @pytest.mark.parametrize("start", [None, 5])

@@ -59,7 +59,7 @@ def test_a_conditional_run_becomes_a_pipeline_that_knows_its_classes(tiny_recipe
     assert np.load(tmp_path / "y.npz")["labels"].tolist() == [*range(10), 0, 1]
     for wrong, message in (
         (["--class", "12"], "--class: class 12 is not one of the ids 0 to 9"),
-        (["--class", "cat"], "--class: no class is named 'cat'; this model knows 0, 1, 2"),
+        (["--class", "cat"], "--class: no class is named 'cat'; this model knows '0', '1', '2'"),
         (["--eta", "1"], "--eta: is for --sampler ddim"),
         (["--guidance_scale", "-1"], "--guidance_scale: '-1' should be a number of at least 0"),
         (["--sampler", "ddim", "--eta", "2"], "--eta: 2 is more than 1"),

@@ -139,7 +139,7 @@ def test_an_unconditional_model_of_latents(tiny_latent, build_session):
 
 def test_gray_images_through_a_colour_autoencoder(tiny_latent, build_session, tmp_path):
     colour = write_autoencoder(tmp_path / "colour", channels=3, latent_channels=4)
-    with pytest.raises(UserError, match=r"takes images of 3 channels, data.channels is 1; set autoencoder.gray_as_rgb"):
+    with pytest.raises(UserError, match=r"takes 3-channel images, data.channels is 1; set autoencoder.gray_as_rgb"):
         build_session(tiny_latent(**{"autoencoder.source": colour}))
     session = build_session(tiny_latent(**{"autoencoder.source": colour, "autoencoder.gray_as_rgb": True}))
     session.train()
@@ -237,7 +237,10 @@ def test_mistakes_are_found_before_anything_is_encoded(tiny_latent, build_sessio
     monkeypatch.setattr(latents, "_write_all", lambda *_: pytest.fail("encoded"))
     for overrides, message in (
         ({"condition.num_classes": 7}, "condition.num_classes: 7 is not the number of classes in data.source, 10"),
-        ({"data.validation_split": "test", "data.held_out": 0.0}, "data.split: digits has no split test; it has train"),
+        (
+            {"data.validation_split": "test", "data.held_out": 0.0},
+            "data.validation_split: digits has no split test; it has train",
+        ),
     ):
         with pytest.raises(UserError) as error:
             build_session(tiny_latent(**overrides))
