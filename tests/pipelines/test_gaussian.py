@@ -331,7 +331,7 @@ def test_ids_names_lists_and_tensors_mean_the_same():
         ((1, -1), r"class -1 is not one of the ids 0 to 1"),
         ((1, [0.5]), r"class 0.5 is not one of the ids"),
         ((1, [True]), r"class True is not one of the ids"),
-        ((2, [0, 1, 1]), r"3 class_labels for a batch of 2; give one, or one an image$"),
+        ((2, [0, 1, 1]), r"3 class_labels for a batch of 2; give a list with one an image, or a bare one for all$"),
         ((1, None, 2.0), r"guidance_scale 2.0 needs class_labels to guide towards$"),
     ],
 )

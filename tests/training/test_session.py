@@ -186,7 +186,7 @@ def test_other_images_are_refused_on_resume(tiny_recipe, build_session):
     build_session(tiny_recipe(**CONSTANT)).train()
     session = build_session(tiny_recipe(**CONSTANT, **{"train.max_steps": 10}))
     session.examples.store.class_names[:2] = ["one", "zero"]
-    with pytest.raises(UserError, match="its classes were"):
+    with pytest.raises(UserError, match=r"data\.source: the classes were"):
         session.train()
 
 
