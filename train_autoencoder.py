@@ -9,7 +9,7 @@ a recipe that train_cfg_latent.py trains.
 
 import sys
 
-from ddpm_hf.cli import read_recipe
+from ddpm_hf.cli.recipes import read_recipe
 from ddpm_hf.config import AutoencoderRecipe
 from ddpm_hf.errors import one_line_errors
 from ddpm_hf.training.script import dry_run, is_main_process

@@ -8,7 +8,7 @@ train_autoencoder.py; where the recipe names none, it is stabilityai/sd-vae-ft-m
 model is unconditional.
 """
 
-from ddpm_hf.cli import read_recipe
+from ddpm_hf.cli.recipes import read_recipe
 from ddpm_hf.errors import UserError, one_line_errors
 from ddpm_hf.training.script import dry_run, warn
 

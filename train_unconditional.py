@@ -7,7 +7,7 @@ The same command again resumes. `python train_unconditional.py` and `torchrun` w
 recipe the model is told the images' labels, and can be guided. For latents there is train_cfg_latent.py.
 """
 
-from ddpm_hf.cli import read_recipe
+from ddpm_hf.cli.recipes import read_recipe
 from ddpm_hf.errors import UserError, one_line_errors
 from ddpm_hf.training.script import dry_run, warn
 

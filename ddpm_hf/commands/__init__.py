@@ -1,0 +1,1 @@
+"""What the `ddpm-hf` commands do once their options are known."""

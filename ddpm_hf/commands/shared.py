@@ -1,0 +1,56 @@
+"""What commands share that draw with a model: its device, and the options of `cli.sampling`."""
+
+import argparse
+
+import torch
+
+from ddpm_hf.diffusion.samplers import build_sampler
+from ddpm_hf.errors import UserError
+from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
+from ddpm_hf.sampling import Sampling
+
+
+def default_device() -> torch.device:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def sampling_of(pipe: ImageGenerationPipeline, options: argparse.Namespace) -> Sampling:
+    """What the options ask for; finds mistakes before the expensive part."""
+    build_sampler(options.sampler, pipe.scheduler)
+    if options.eta and options.sampler != "ddim":
+        raise UserError(f"--eta: is for --sampler ddim; {options.sampler} has no such setting")
+    if options.eta > 1:
+        raise UserError(f"--eta: {options.eta:g} is more than 1, which adds as much noise as ddpm")
+    if pipe.config.num_classes is None:
+        for option, given in (
+            ("--class", options.class_label is not None),
+            ("--guidance_scale", options.guidance_scale != 1),
+            ("--guidance_interval", options.guidance_interval is not None),
+        ):
+            if given:
+                raise UserError(f"{option}: this model is unconditional, it knows no classes; leave {option} out")
+    if options.guidance_interval is not None:
+        if options.guidance_scale == 1:
+            raise UserError("--guidance_interval: needs a --guidance_scale; at 1 there is no guidance")
+        if not options.guidance_interval[0] < options.guidance_interval[1]:
+            raise UserError(f"--guidance_interval: {options.guidance_interval} should be the lower noise level first")
+    return Sampling(
+        options.sampler,
+        options.steps,
+        options.eta,
+        None if options.class_label is None else _label(pipe, options.class_label),
+        options.guidance_scale,
+        options.guidance_interval,
+    )
+
+
+def _label(pipe: ImageGenerationPipeline, text: str) -> int:
+    """`--class`: a name, or an id where no class has such a name."""
+    named = text in (pipe.config.id2label or {}).values()
+    try:
+        label = pipe.label_id(text if named or not text.isdigit() else int(text))
+    except ValueError as error:
+        raise UserError(f"--class: {error}") from None
+    if label == pipe.config.num_classes:
+        print(f"class {label} is the null class: images of no class in particular")
+    return label
