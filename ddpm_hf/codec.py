@@ -75,17 +75,22 @@ class AutoencoderCodec:
     @cached_property
     def identity(self) -> dict:
         """What its latents depend on: equal for equal autoencoders, wherever they came from."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.vae.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return {
             "class": type(self.vae).__name__,
-            "weights": digest.hexdigest(),
+            "weights": weights_digest(self.vae),
             "scaling_factor": self.scale,
             "shift_factor": self.shift,
             "tiling": bool(getattr(self.vae, "use_tiling", False)),
         }
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Equal for equal weights, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

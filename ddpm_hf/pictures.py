@@ -2,9 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+NEAREST_HEADERS = ("sample", "nearest training images")
+INK = "#1f2328"  # letters
+SHOWN = 64  # pixels: less tall images are enlarged, so that a person can see them
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
@@ -22,7 +29,7 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> Image.
 
     Small images are enlarged by a whole factor, pixel for pixel, so that a person can see them.
     """
-    images = _enlarged(images)
+    images = enlarged(images)
     n, channels, height, width = images.shape
     columns = min(n, columns or math.ceil(math.sqrt(n)))
     rows = math.ceil(n / columns)
@@ -35,37 +42,128 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> Image.
 
 def class_grid(images: np.ndarray, scales: Sequence[float], names: Sequence[str], gap: int = 2) -> Image.Image:
     """uint8 (rows, scales, per_scale, C, H, W): a row a class with its name, its images grouped by guidance scale."""
-    images = _enlarged(images)
-    rows, _, per_scale, channels, height, width = images.shape
-    font = ImageFont.load_default(size=14)
-    labels = [_shortened(name, font, max_width=140) for name in names]
     headers = [f"guidance {scale:g}" for scale in scales]
-    line = sum(font.getmetrics())
-    row_height = max(height, line) + gap
-    group_width = per_scale * (width + gap) - gap
-    slot = max(group_width, *(math.ceil(font.getlength(header)) for header in headers))  # a header may be the wider
-    margin, between = 8, max(12, width // 4)
-    left = margin + math.ceil(max(font.getlength(label) for label in labels)) + margin
-    top = margin + line + margin // 2
-    size = (left + len(scales) * (slot + between) - between + margin, top + rows * row_height - gap + margin)
-    sheet = Image.new("L" if channels == 1 else "RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for s, header in enumerate(headers):
-        x = left + s * (slot + between)
-        draw.text((x + slot / 2, margin + line / 2), header, "black", font, anchor="mm")
-        for row in range(rows):
-            for i in range(per_scale):
-                corner = x + (slot - group_width) // 2 + i * (width + gap), top + row * row_height
-                sheet.paste(to_pil(images[row, s, i]), corner)
-    for row, label in enumerate(labels):
-        draw.text((left - margin, top + row * row_height + height / 2), label, "black", font, anchor="rm")
-    return sheet
+    return Sheet([list(row) for row in images], names, headers, gap=gap).draw()
 
 
-def _enlarged(images: np.ndarray) -> np.ndarray:
-    """(..., H, W), small ones by a whole factor."""
-    zoom = max(1, 64 // images.shape[-2])
+def distance_captions(distances: np.ndarray) -> list[list[list[str]]]:
+    """(n, k) distances as a `Sheet`'s captions, none below the sample itself; as many decimals in all."""
+    largest = float(np.abs(distances).max())
+    decimals = max(0, 2 - math.floor(math.log10(largest))) if 0 < largest < math.inf else 2
+    return [[[""], [f"{distance:.{decimals}f}" for distance in row]] for row in distances]
+
+
+class Sheet:
+    """A page of images: rows with their labels at the left, each of groups side by side with their headers above.
+
+    rows: of each row its groups, of each group uint8 (n, C, H, W). A group may hold fewer images in one row than in another.
+    captions: of each row, of each group, a line below each image
+    tall: images less tall are enlarged by a whole factor, pixel for pixel, to at most so many pixels
+    text: the height of letters, in pixels
+    between: pixels between groups, at least
+    size: (width, height) of the page
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Sequence[np.ndarray]],
+        labels: Sequence[str] = (),
+        headers: Sequence[str] = (),
+        captions: Sequence[Sequence[Sequence[str]]] | None = None,
+        *,
+        tall: int = SHOWN,
+        text: int = 14,
+        gap: int = 2,
+        between: int | None = None,
+    ) -> None:
+        self.rows, self.tall = rows, tall
+        self.headers, self.captions, self.gap, self.font = headers, captions, gap, font(text)
+        self.line, self.margin = sum(self.font.getmetrics()), 4 * text // 7
+        shapes = [group.shape for row in rows for group in row]
+        zooms = [_zoom(height, tall) for _, _, height, _ in shapes]
+        self.channels = max(channels for _, channels, _, _ in shapes)
+        below = [text for row in captions or () for group in row for text in group]
+        widths = [zoom * width for zoom, (_, _, _, width) in zip(zooms, shapes, strict=True)]
+        self.cell = max(*widths, *map(self._width, below), 0)
+        self.height = max(zoom * height for zoom, (_, _, height, _) in zip(zooms, shapes, strict=True))
+        self.labels = [wrapped(label, self.font, 10 * text, max(1, self.height // self.line)) for label in labels]
+        widest = max((self._width(line) for label in self.labels for line in label), default=0)
+        self.left = self.margin + (widest + self.margin if widest else 0)
+        self.top = self.margin + (self.line + self.margin // 2 if headers else 0)
+        self.row_height = max(self.height, self.line) + gap + (self.line + self.margin if captions else 0)
+        counts = [max(len(row[g]) for row in rows) for g in range(len(rows[0]))]
+        self.widths = [count * (self.cell + gap) - gap for count in counts]
+        self.head_font, above = self._head_font(text)
+        self.slots = [max(pair) for pair in zip(self.widths, above, strict=True)]  # a header may be the wider
+        between = max(12, self.cell // 4) if between is None else between
+        self.starts = [self.left, *(self.left + end for end in accumulate(slot + between for slot in self.slots))]
+        width = self.starts.pop() - between + self.margin
+        self.size = width, self.top + len(rows) * self.row_height - gap + self.margin
+
+    def _head_font(self, text: int) -> tuple[ImageFont.FreeTypeFont, list[int]]:
+        """The largest letters, down to three quarters, in which headers fit above their groups, and their widths then."""
+        for size in range(text, max(14, 3 * text // 4) - 1, -1):
+            letters = font(size)
+            widths = [math.ceil(letters.getlength(header)) + size // 4 for header in self.headers]
+            if all(width <= group for width, group in zip(widths, self.widths, strict=bool(widths))):
+                break
+        return letters, widths or [0] * len(self.widths)
+
+    def _width(self, text: str) -> int:
+        return math.ceil(self.font.getlength(text))
+
+    def draw(self) -> Image.Image:
+        sheet = Image.new("L" if self.channels == 1 else "RGB", self.size, "white")
+        draw = ImageDraw.Draw(sheet)
+        for header, x, slot in zip(self.headers, self.starts, self.slots, strict=bool(self.headers)):
+            draw.text((x + slot / 2, self.margin + self.line / 2), header, INK, self.head_font, anchor="mm")
+        for r, row in enumerate(self.rows):
+            top = self.top + r * self.row_height
+            for g, group in enumerate(row):
+                first = self.starts[g] + (self.slots[g] - self.widths[g]) // 2
+                for i, image in enumerate(enlarged(group, self.tall)):
+                    x = first + i * (self.cell + self.gap)
+                    height, width = image.shape[1:]
+                    sheet.paste(to_pil(image), (x + (self.cell - width) // 2, top + (self.height - height) // 2))
+                    if self.captions:
+                        below = x + self.cell / 2, top + max(self.height, self.line) + self.line / 2
+                        draw.text(below, self.captions[r][g][i], INK, self.font, anchor="mm")
+            for i, text in enumerate(self.labels[r] if self.labels else ()):
+                y = top + self.height / 2 + (i - (len(self.labels[r]) - 1) / 2) * self.line
+                draw.text((self.left - self.margin, y), text, INK, self.font, anchor="rm")
+        return sheet
+
+
+@cache
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib and has the letters of mathematics."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def enlarged(images: np.ndarray, tall: int = SHOWN) -> np.ndarray:
+    """(..., H, W) by the whole factor that makes them at most `tall` pixels tall; never smaller."""
+    zoom = _zoom(images.shape[-2], tall)
     return images.repeat(zoom, axis=-2).repeat(zoom, axis=-1)
+
+
+def _zoom(height: int, tall: int) -> int:
+    return max(1, tall // height)
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, max_width: int, max_lines: int) -> list[str]:
+    """In lines of at most `max_width` pixels, broken between words; an ellipsis stands for what does not fit."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= max_width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], " ".join(lines[max_lines - 1 :])]
+    return [_shortened(line, font, max_width) for line in lines]
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, max_width: int) -> str:

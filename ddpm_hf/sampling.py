@@ -41,12 +41,20 @@ def draw_images(
     An image follows from its seed alone: it has a generator of its own, on the CPU whatever the device.
     `progress` is called after each forward pass of the denoiser with the number of images that took it.
     """
-    drawn = []
-    for start in range(0, len(seeds), batch_size):
-        batch = seeds[start : start + batch_size]
-        images = _draw(pipe, batch, sampling, callback_on_step_end=partial(_report, progress, len(batch)))
-        drawn.append((images * 255).round().to("cpu", torch.uint8).numpy())
-    return np.concatenate(drawn)
+    starts = range(0, len(seeds), batch_size)
+    batches = (draw_batch(pipe, seeds[start : start + batch_size], sampling, progress) for start in starts)
+    return np.concatenate([images.cpu().numpy() for images in batches])
+
+
+def draw_batch(
+    pipe: ImageGenerationPipeline,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    progress: Callable[[int], None] = lambda images: None,
+) -> torch.Tensor:
+    """`draw_images` of one batch: uint8 (N, C, H, W) on the pipeline's device."""
+    images = _draw(pipe, seeds, sampling, callback_on_step_end=partial(_report, progress, len(seeds)))
+    return (images * 255).round().to(torch.uint8)
 
 
 def passes(pipe: ImageGenerationPipeline, sampling: Sampling) -> int:

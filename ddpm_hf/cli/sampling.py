@@ -5,13 +5,13 @@ import argparse
 from ddpm_hf.cli.parser import number, positive, seed_number
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
     parser.add_argument(
         "--batch_size",
         type=positive,
-        default=16,
+        default=batch_size,
         metavar="INT",
-        help="images drawn at once; changes no image (default: 16)",
+        help=f"images drawn at once; changes no image (default: {batch_size})",
     )
     parser.add_argument(
         "--sampler",

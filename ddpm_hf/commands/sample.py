@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddpm_hf.commands.shared import default_device, sampling_of
+from ddpm_hf.commands.shared import device_of, sampling_of
 from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import columns_for, grid, to_pil
@@ -19,7 +19,7 @@ def sample(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".npy", ".zip", ".pt"):
         raise UserError(f"--out: {out} should be a folder, a .png file or an .npz file")
-    device = options.device or default_device()
+    device = device_of(options.device)
     pipe = load_pipeline(options.model)
     sampling = sampling_of(pipe, options)
     seeds = range(options.seed, options.seed + options.num_images)
@@ -27,10 +27,7 @@ def sample(options: argparse.Namespace) -> None:
         raise UserError(f"--out: {out} already holds {len(others)} other PNG files; name an empty or a new folder")
     forward_passes = passes(pipe, sampling)
     strip_seeds = seeds[:8] if options.strip else []
-    try:
-        pipe.to(device)
-    except RuntimeError as error:
-        raise UserError(f"--device: {device} cannot be used: {str(error).splitlines()[0]}") from None
+    pipe.to(device)
     with tqdm(
         total=(len(seeds) + len(strip_seeds)) * forward_passes,
         unit="image step",

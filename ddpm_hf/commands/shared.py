@@ -14,6 +14,16 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
+def device_of(option: str | None) -> torch.device:
+    """What `--device` names, the default without it. Raises `UserError` where this machine has no such device."""
+    if option is None:
+        return default_device()
+    try:
+        return torch.zeros(1, device=option).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UserError(f"--device: {option} cannot be used: {str(error).splitlines()[0]}") from None
+
+
 def sampling_of(pipe: ImageGenerationPipeline, options: argparse.Namespace) -> Sampling:
     """What the options ask for; finds mistakes before the expensive part."""
     build_sampler(options.sampler, pipe.scheduler)

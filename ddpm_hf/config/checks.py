@@ -22,6 +22,7 @@ def check_denoiser(recipe: "Recipe") -> None:
     _check_model(recipe)
     _check_condition(recipe)
     _check_sampling(recipe)
+    _check_evaluation(recipe)
 
 
 def check_autoencoder(recipe: "AutoencoderRecipe") -> None:
@@ -263,6 +264,25 @@ def _check_sampling(recipe: "Recipe") -> None:
         raise _contradiction("sample.steps", f"{sample.steps} is more than diffusion.num_train_timesteps, {T}")
     if sample.eta and sample.sampler != "ddim":
         raise _contradiction("sample.eta", f"is for sample.sampler: ddim; {sample.sampler} has no such setting")
+
+
+def _check_evaluation(recipe: "Recipe") -> None:
+    if "class_agreement" in recipe.evaluate.metrics and recipe.condition.num_classes is None:
+        raise _contradiction(
+            "evaluate.metrics", "class_agreement is for a conditional model; set condition.num_classes"
+        )
+    every, checkpoint_every = recipe.evaluate.every, recipe.train.checkpoint_every
+    if every is not None and every % checkpoint_every:
+        near = checkpoint_every * max(1, round(every / checkpoint_every))
+        raise _contradiction(
+            "evaluate.every",
+            f"{every} is no multiple of train.checkpoint_every, {checkpoint_every}, so that what is measured best might not"
+            f" be saved; {near} is",
+        )
+    if recipe.evaluate.reference == "validation" and not (recipe.data.held_out or recipe.data.validation_split):
+        raise _contradiction(
+            "evaluate.reference", "validation needs data.held_out or data.validation_split; set one, or take train"
+        )
 
 
 def _check_validation(recipe: "AnyRecipe") -> None:

@@ -56,18 +56,22 @@ class _YamlDumper(yaml.SafeDumper):
     yaml_implicit_resolvers: ClassVar = _YamlLoader.yaml_implicit_resolvers
 
 
+def shipped_configs() -> Path | None:
+    """The folder of the recipes that come with the package."""
+    here = Path(__file__).parent.parent
+    return next((folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()), None)
+
+
 def recipe_path(name: str) -> Path:
     """A recipe file from its path, or from the name of one that comes with the package (`quickstart`)."""
     path = Path(name)
     if path.is_file():
         return path
-    here = Path(__file__).parent.parent
-    for shipped in (here / "configs", here.parent / "configs"):  # installed, or a checkout
-        if (found := shipped / f"{name.removesuffix('.yaml')}.yaml").is_file():
-            return found
-    shipped = next((folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir()), None)
+    shipped = shipped_configs()
+    if shipped is not None and (found := shipped / f"{name.removesuffix('.yaml')}.yaml").is_file():
+        return found
     names = sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")) if shipped else []
-    names = [n for n in names if not n.startswith("accelerate/")]
+    names = [n for n in names if not n.startswith(("accelerate/", "studies/"))]
     near = difflib.get_close_matches(name.removesuffix(".yaml"), names, n=1)
     near = near or difflib.get_close_matches(Path(name).stem, names, n=1)
     raise UserError(
@@ -89,14 +93,18 @@ def _is_autoencoders(tree: dict[str, Any]) -> bool:
     return "loss" in tree or "latent_channels" in (tree.get("model") or {})
 
 
-def _read(file: Path) -> dict[str, dict[str, Any]]:
-    """A recipe file's sections."""
+def read_yaml(file: Path) -> Any:
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_YamlLoader) or {}
+        return yaml.load(file.read_text(encoding="utf-8"), Loader=_YamlLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{file}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """A recipe file's sections."""
+    tree = read_yaml(file) or {}
     if not isinstance(tree, dict):
         raise UserError(
             f"{file}: a recipe is a mapping of sections such as data: and train:, not a {type(tree).__name__}"

@@ -62,4 +62,16 @@ def _of_denoisers(value: Callable[[str], Any]) -> Found:
     elif not value("autoencoder.store_latents"):
         message = "is for autoencoder.store_latents: true; leave it out"
         drop("autoencoder.store_latents", message, "autoencoder.latent_dtype")
+    if value("evaluate.every") is None:
+        others = (
+            "metrics",
+            "num_images",
+            "batch_size",
+            "extractor",
+            "extractor_weights",
+            "reference",
+            "reference_images",
+        )
+        message = "needs evaluate.every, the optimizer steps between evaluations; set it, or leave this out"
+        drop("evaluate.every", message, *(f"evaluate.{name}" for name in others))
     return found

@@ -76,14 +76,24 @@ def explain(error: ErrorDetails, recipe: type[AnyRecipe]) -> str:
     if kind == "missing":
         field = setting_keys(recipe).get(key)
         return f"{key}: is missing" + (f"; it is {field.description}" if field else "; a recipe needs it")
+    if key.startswith("data.resolution") and not _LIMITS.keys() & context.keys():
+        return "data.resolution: " + f"{_plain(given)} should be one number, or [height, width]"
+    return describe(key, error)
+
+
+def describe(key: str, error: ErrorDetails) -> str:
+    """A value that is of the wrong type or out of range, whatever file it is in."""
+    given, kind, context = error["input"], error["type"], error.get("ctx", {})
+    if kind == "missing":
+        return f"{key}: is missing"
+    if kind == "value_error":
+        return f"{key}: {context['error']}"
     if kind == "literal_error":
         choices = [c.strip("'") for c in re.split(r", | or ", context["expected"])]
         return f"{key}: {_plain(given)} is not one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
     for limit, words in _LIMITS.items():
         if limit in context:
             return f"{key}: {_plain(given)} must be {words} {context[limit]}"
-    if key.startswith("data.resolution"):
-        return "data.resolution: " + f"{_plain(given)} should be one number, or [height, width]"
     if kind == "too_short":
         return f"{key}: {_plain(given)} needs at least {context['min_length']} value"
     return f"{key}: {_plain(given)} {_SHOULD_BE.get(kind, error['msg'][0].lower() + error['msg'][1:])}"

@@ -8,7 +8,19 @@ from ddpm_hf.config.autoencoders import AutoencoderModel, Reconstruction
 from ddpm_hf.config.base import Section
 from ddpm_hf.config.checks import check_autoencoder, check_denoiser
 from ddpm_hf.config.denoisers import Model, UNet2D
-from ddpm_hf.config.sections import EMA, Autoencoder, Condition, Data, Diffusion, Grid, Run, Sample, Track, Train
+from ddpm_hf.config.sections import (
+    EMA,
+    Autoencoder,
+    Condition,
+    Data,
+    Diffusion,
+    Evaluate,
+    Grid,
+    Run,
+    Sample,
+    Track,
+    Train,
+)
 
 
 class Recipe(Section):
@@ -23,6 +35,7 @@ class Recipe(Section):
     train: Train = Train()
     ema: EMA = EMA()
     sample: Sample = Sample()
+    evaluate: Evaluate = Evaluate()
     track: Track = Track()
 
     @model_validator(mode="after")

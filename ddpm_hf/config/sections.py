@@ -224,6 +224,33 @@ class Sample(Grid):
     seed: int = setting(0, "seed of the first image; image i has seed + i", ge=0, may_change=True)
 
 
+class Evaluate(Section):
+    """Measures the model during training, drawn from as `sample` says, with the seeds 0 to num_images - 1."""
+
+    every: int | None = setting(None, "optimizer steps between evaluations; none if not given", ge=1, may_change=True)
+    metrics: tuple[
+        Literal["frechet", "kernel", "score", "precision_recall", "density_coverage", "class_agreement"], ...
+    ] = setting(("frechet",), "what is measured, as ddpm-hf evaluate names it", min_length=1, may_change=True)
+    num_images: int = setting(1000, "images drawn for it", ge=2, may_change=True)
+    batch_size: int = setting(64, "images drawn at once by a process", ge=1, may_change=True)
+    extractor: str = setting(
+        "inception",
+        "network whose features are compared: inception, dinov2, efficientnet_lite0, classifier, or a TorchScript file",
+        may_change=True,
+    )
+    extractor_weights: str | None = setting(
+        None,
+        "the extractor's weights, a file, folder or Hub id, where they are not found by themselves",
+        may_change=True,
+    )
+    reference: str = setting(
+        "train", "images compared with: train, validation, a recipe or a folder of images", may_change=True
+    )
+    reference_images: int | None = setting(
+        None, "compare with so many of them, chosen by chance; all if not given", ge=2, may_change=True
+    )
+
+
 class Track(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting(
         ("tensorboard",), "where the metrics go besides metrics.jsonl", may_change=True

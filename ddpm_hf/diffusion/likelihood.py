@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from ddpm_hf.diffusion.process import DiffusionProcess, PredictionType, at
 
@@ -77,26 +78,29 @@ def bits_per_dimension(
     predict: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | float]],
     x0: torch.Tensor,
     prediction_type: PredictionType,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
     clip: bool = True,
+    progress: Callable[[int], None] = lambda images: None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The bound on -log2 p(x_0) per dimension: every term of it, each with one draw of x_t.
 
     `x0`: (N, C, H, W) in [-1, 1], of 8-bit pixels. `predict(x_t, t)` gives the denoiser's prediction (N, C, H, W) and
     the fraction of equation 15's log variance, (N, C, H, W) or one number. `clip` the predicted image to [-1, 1].
+    With a list of generators, one an image, an image's terms do not depend on its batch. `progress` is called after each
+    forward pass with N.
     Returns the bound (N,) and its terms (N, T + 1), whose last is L_T, the prior's. Takes T forward passes.
     """
     terms = []
     for step in range(process.T):
         t = torch.full((len(x0),), step, device=x0.device)
-        device = x0.device if generator is None else generator.device
-        epsilon = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=device).to(x0.device)
+        epsilon = randn_tensor(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
         x_t = process.q_sample(x0, t, epsilon)
         prediction, fraction = predict(x_t, t)
         predicted_x0 = process.to_x0(prediction_type, prediction, x_t, t)
         if clip:
             predicted_x0 = predicted_x0.clamp(-1, 1)
         terms.append(vlb_term(process, x0, x_t, t, predicted_x0, log_variance_of(process, t, fraction)))
+        progress(len(x0))
     terms.append(prior_term(process, x0))
     terms = torch.stack(terms, dim=1)
     return terms.sum(dim=1), terms

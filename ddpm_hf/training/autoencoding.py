@@ -26,6 +26,7 @@ class Autoencoding:
     """Trains an `AutoencoderKL` on images; leaves it, with the scale of its latents in its config."""
 
     product = "autoencoder"
+    evaluate_every = None  # its validation says how good it is
 
     def __init__(
         self, recipe: AutoencoderRecipe, trainee: AutoencoderTrainee, examples: Examples, accelerator: Accelerator

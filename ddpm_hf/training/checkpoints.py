@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.files import write_atomically
 
 Tensors = dict[str, torch.Tensor]
 
@@ -39,7 +40,11 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder: the last `keep` of them, the best one, and those that hold a file named `keep`."""
+    """The checkpoints of one run folder: the last `keep` of them, the best one, and those that hold a file named `keep`.
+
+    The best has the lowest Fréchet distance where there are evaluations, else the lowest validation loss. The file `best`
+    in the folder names it.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
@@ -106,10 +111,10 @@ class Checkpoints:
 
     def _prune(self) -> None:
         paths = self._paths()
-        losses = {path: loss for path in paths if (loss := _validation_loss(path)) is not None}
         kept = set(paths[-self.keep :]) | {path for path in paths if (path / "keep").exists()}
-        if losses:
-            kept.add(min(losses, key=losses.__getitem__))
+        if (best := _best(paths)) is not None:
+            kept.add(best)
+            write_atomically(self.folder / "best", f"{best.name}\n")
         for path in paths:
             if path not in kept:
                 path.rename(doomed := path.with_name(f".{path.name}.old"))  # never half-deleted under its own name
@@ -157,9 +162,17 @@ def _state(path: Path) -> dict[str, Any]:
     return json.loads((path / "state.json").read_text())
 
 
-def _validation_loss(path: Path) -> float | None:
+def _best(paths: list[Path]) -> Path | None:
+    for score in ("frechet_distance", "validation_loss"):
+        scores = {path: value for path in paths if (value := _score(path, score)) is not None}
+        if scores:
+            return min(scores, key=scores.__getitem__)
+    return None
+
+
+def _score(path: Path, name: str) -> float | None:
     try:
-        return _state(path).get("validation_loss")
+        return _state(path).get(name)
     except (OSError, ValueError):
         return None  # a broken one is never the best
 

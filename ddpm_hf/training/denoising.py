@@ -1,16 +1,21 @@
 """What a session does that trains a denoiser."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from diffusers import DDPMScheduler, ModelMixin
 from PIL import Image
 
-from ddpm_hf.codec import AutoencoderCodec, PixelCodec
+from ddpm_hf.codec import AutoencoderCodec, PixelCodec, weights_digest
 from ddpm_hf.config import Recipe
 from ddpm_hf.diffusion.objective import Objective
+from ddpm_hf.evaluation.evaluate import Evaluation, build_evaluator
+from ddpm_hf.evaluation.images import DrawnImages
+from ddpm_hf.evaluation.records import record_of, settings_of
+from ddpm_hf.evaluation.reference import pixels
 from ddpm_hf.export import save_pipeline
 from ddpm_hf.pictures import class_grid, grid
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
@@ -44,6 +49,7 @@ class Denoising:
             discrete=codec.vae is None,
         )
         self.timesteps = self.objective.timesteps  # which may learn from the losses
+        self.evaluate_every = recipe.evaluate.every
 
     def next_command(self, run: Path) -> str:
         return f"ddpm-hf sample {run} draws with it"
@@ -97,15 +103,57 @@ class Denoising:
             return {"validation_loss": loss()}
         return {"validation_loss": loss(), "validation_loss_unlabelled": loss(condition.num_classes)}
 
+    def evaluate(self, denoiser: ModelMixin) -> tuple[Evaluation, dict[str, Any]]:
+        """What the model draws, compared with real images; and the record, without what only the run knows."""
+        images = self._drawn(denoiser)
+        evaluation = self.evaluator(images)
+        settings = settings_of(self.evaluator, images)
+        model = {
+            "ema": self.recipe.ema.model_dump(mode="json"),
+            "weights": weights_digest(denoiser),
+            "precision": self.recipe.train.precision,
+        }
+        return evaluation, record_of(model, settings, evaluation, PartialState())
+
+    def prepare_evaluation(self) -> None:
+        """Opens all that evaluations need. Raises `UserError` for what would fail at the first one."""
+        recipe, settings = self.recipe, self.recipe.evaluate
+        self.evaluator = build_evaluator(
+            settings.metrics,
+            self._drawn(self.model),
+            PartialState(),
+            data=pixels(recipe.data, recipe.autoencoder.source is not None),
+            seed=recipe.run.seed,
+            reference=settings.reference,
+            reference_images=settings.reference_images,
+            extractor=settings.extractor,
+            extractor_weights=settings.extractor_weights,
+            option="evaluate.",
+        )
+
+    def _drawn(self, denoiser: ModelMixin) -> DrawnImages:
+        sample, settings = self.recipe.sample, self.recipe.evaluate
+        return DrawnImages(
+            self.pipeline(denoiser),
+            settings.num_images,
+            self._sampling(sample.guidance_scale),
+            batch_size=settings.batch_size,
+            autocast=self.accelerator.autocast,
+        )
+
+    def _sampling(self, guidance_scale: float) -> Sampling:
+        sample = self.recipe.sample
+        interval = None if guidance_scale == 1 else sample.guidance_interval
+        decoded = self.recipe.autoencoder.batch_size
+        return Sampling(sample.sampler, sample.steps, sample.eta, None, guidance_scale, interval, decoded)
+
     def picture(self, denoiser: ModelMixin) -> Image.Image:
         """A grid of the same seeds each time; of a conditional model, a row a class, and guidance scales side by side."""
         sample, num_classes = self.recipe.sample, self.recipe.condition.num_classes
 
         def draw(seeds: list[int], scale: float) -> np.ndarray:
-            interval = None if scale == 1 else sample.guidance_interval
-            decoded = self.recipe.autoencoder.batch_size
-            sampling = Sampling(sample.sampler, sample.steps, sample.eta, None, scale, interval, decoded)
-            return draw_together(self.pipeline(denoiser), seeds, sample.batch_size, sampling, self.accelerator)
+            pipe, sampling = self.pipeline(denoiser), self._sampling(scale)
+            return draw_together(pipe, seeds, sample.batch_size, sampling, self.accelerator)
 
         if num_classes is None:
             return grid(draw(list(range(sample.seed, sample.seed + sample.num_images)), 1.0))

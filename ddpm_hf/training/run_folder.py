@@ -1,7 +1,6 @@
 """The run folder: where everything about one run lies."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 
 from ddpm_hf.config import AnyRecipe, differences, dump_recipe, load_recipe
 from ddpm_hf.errors import UserError
+from ddpm_hf.files import write_atomically
 
 
 class RunFolder:
@@ -25,6 +25,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
+        self.evaluations = self.path / "evaluations"
         self._lock = FileLock(self.path / ".lock", timeout=0)
 
     def claim(self) -> None:
@@ -124,15 +125,6 @@ def open_run(recipe: AnyRecipe, accelerator: Accelerator) -> RunFolder:
             run.release()
             raise
     return run
-
-
-def write_atomically(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.new")
-    with open(aside, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _plain(value) -> str:

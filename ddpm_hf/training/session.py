@@ -15,6 +15,7 @@ from ddpm_hf.config import AnyRecipe
 from ddpm_hf.data.dataset import as_it_is
 from ddpm_hf.data.sampler import SampleOrder
 from ddpm_hf.errors import ProcessError, UserError
+from ddpm_hf.evaluation.records import write_record
 from ddpm_hf.training.autoencoding import Autoencoding
 from ddpm_hf.training.checkpoints import Checkpoint, Checkpoints, load_optimizer_tensors, optimizer_tensors
 from ddpm_hf.training.denoising import Denoising
@@ -60,7 +61,10 @@ class Session:
         self.max_steps = train.max_steps or math.ceil(train.epochs * self.steps_per_epoch)
         self.progress = task.progress = Progress()
         self.saved_step = 0
-        self.validation: tuple[int, float] | tuple[None, None] = (None, None)  # step and loss of the last one
+        self.scores: dict[str, float] = {}  # measured at `scored_step`, by which the best checkpoint is known
+        self.scored_step = 0
+        if task.evaluate_every is not None:
+            task.prepare_evaluation()
         self.meter = Meter(accelerator)
 
     # ---- checkpoints
@@ -132,6 +136,7 @@ class Session:
         self.progress.step, self.progress.images_seen = checkpoint.state["step"], checkpoint.state["images_seen"]
         self.saved_step = self.progress.step
         self.meter.skipped += checkpoint.state["skipped_steps"]
+        self.meter.seconds_before = checkpoint.state["training_seconds"]
         if checkpoint.state["gradient_scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["gradient_scaler"])
 
@@ -155,14 +160,14 @@ class Session:
             raise UserError(
                 f"weights are no longer finite at step {progress.step}; they are not saved, lower train.learning_rate and run again"
             )
-        validated_at, validation_loss = self.validation
         state = {
             "step": progress.step,
             "images_seen": progress.images_seen,
             "images_per_step": self.batch,
             "processes": self.accelerator.num_processes,
             "skipped_steps": int(self.meter.skipped.item()),
-            "validation_loss": validation_loss if validated_at == progress.step else None,
+            "training_seconds": self.meter.training_seconds,
+            **(self.scores if self.scored_step == progress.step else {}),
             "gradient_scaler": self.scaler.state_dict(),
             "class_names": self.examples.store.class_names,
             "images": self.examples.store.content,
@@ -195,8 +200,22 @@ class Session:
     def validate(self, progress: Progress) -> None:
         """The EMA weights on images that are not trained on."""
         measured = self.task.validate(self.ema.model)
-        self.validation = (progress.step, measured["validation_loss"])
+        self._keep_score(progress, validation_loss=measured["validation_loss"])
         self.tracking.log({"step": progress.step, "images_seen": progress.images_seen, **measured})
+
+    def evaluate(self, progress: Progress) -> None:
+        """Images drawn with the EMA weights, compared with real ones; a record of it in the run folder."""
+        evaluation, record = self.task.evaluate(self.ema.model)
+        if self.accelerator.is_main_process:
+            model = {"model": str(self.run.path), "step": progress.step, "images_seen": progress.images_seen}
+            write_record(self.run.evaluations / f"step-{progress.step:08d}.json", model | record)
+        self._keep_score(progress, frechet_distance=evaluation.frechet)
+        self.tracking.log({"step": progress.step, "images_seen": progress.images_seen, **evaluation.values})
+
+    def _keep_score(self, progress: Progress, **scores: float | None) -> None:
+        if self.scored_step != progress.step:
+            self.scores, self.scored_step = {}, progress.step
+        self.scores |= scores
 
     def draw_samples(self, progress: Progress) -> None:
         """A picture of the same seeds or images each time."""
@@ -242,6 +261,7 @@ class Session:
         )
         self.tracking = Tracking(self.recipe, self.run, self.accelerator, self.progress.step, self.max_steps)
         stop = StopRequest()
+        self.meter.restart()
 
         def paused(action):
             def event(progress: Progress) -> None:
@@ -257,6 +277,8 @@ class Session:
         if len(self.examples.validation_indices):
             events.append(Event(train.validate_every or train.checkpoint_every, paused(self.validate)))
         events.append(Event(self.recipe.sample.every or train.checkpoint_every, paused(self.draw_samples)))
+        if self.task.evaluate_every is not None:
+            events.append(Event(self.task.evaluate_every, paused(self.evaluate)))
         # last, so that everything due at a step has been done where its checkpoint is resumed from
         events.append(Event(train.checkpoint_every, paused(self.save_checkpoint), on_stop=True))
         try:

@@ -23,15 +23,17 @@ class Meter:
         self.accelerator = accelerator
         self.skipped = torch.zeros((), device=accelerator.device)
         self.skipped_in_a_row = torch.zeros((), device=accelerator.device)
-        self._restart()
+        self.seconds_before = 0.0
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Begins to count anew, at the start of training and after each logged line."""
         device = self.accelerator.device
         self.loss_sum = torch.zeros((), device=device)
         self.loss_count = torch.zeros((), device=device)
         self.grad_norm = torch.zeros((), device=device)
         self.images, self.data_wait, self.paused_for = 0, 0.0, 0.0
-        self.started = time.perf_counter()
+        self.started, self.paused_at = time.perf_counter(), None
 
     def next_batch(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         start = time.perf_counter()
@@ -57,15 +59,25 @@ class Meter:
     def paused(self) -> Iterator[None]:
         """Time spent here (sampling, saving) does not count as training time."""
         synchronize(self.accelerator.device)
-        start = time.perf_counter()
+        self.paused_at = time.perf_counter()
         yield
         synchronize(self.accelerator.device)
-        self.paused_for += time.perf_counter() - start
+        self.paused_for += time.perf_counter() - self.paused_at
+        self.paused_at = None
+
+    @property
+    def training_seconds(self) -> float:
+        """Time spent in training steps so far, over all sessions of the run."""
+        return self.seconds_before + self._elapsed()
+
+    def _elapsed(self) -> float:
+        return (self.paused_at or time.perf_counter()) - self.started - self.paused_for
 
     def read(self) -> dict[str, float | int | None]:
         """Means over all processes since the last call."""
         loss_sum, loss_count = self.accelerator.reduce(torch.stack([self.loss_sum, self.loss_count]), "sum").tolist()
-        elapsed = time.perf_counter() - self.started - self.paused_for
+        elapsed = self._elapsed()
+        self.seconds_before += elapsed
         grad_norm = self.grad_norm.item()
         values = {
             "loss": loss_sum / loss_count if loss_count else None,
@@ -73,8 +85,9 @@ class Meter:
             "images_per_second": self.images / elapsed,
             "data_wait": self.data_wait / elapsed,  # share of the time spent waiting for data
             "skipped_steps": int(self.skipped.item()),
+            "training_seconds": self.seconds_before,
         }
-        self._restart()
+        self.restart()
         return values
 
 

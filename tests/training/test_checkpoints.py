@@ -124,6 +124,8 @@ def test_killed_while_saving_the_previous_one_stays_in_charge(tmp_path):
     for delay in (0.05, 0.11, 0.17, 0.26):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         process.stdout.readline()
+        while not (tmp_path / f"step-{reached + 2:08d}").exists():
+            time.sleep(0.005)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.wait()

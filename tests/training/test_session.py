@@ -50,7 +50,7 @@ def test_the_run_folder_holds_what_the_design_says(tiny_recipe, build_session):
     logged = [line for line in lines(run) if "loss" in line]
     assert [(line["step"], line["images_seen"]) for line in logged] == [(2, 16), (4, 32), (6, 48), (8, 64)]
     assert set(logged[0]) == {
-        "step", "images_seen", "learning_rate", "loss", "grad_norm", "images_per_second", "data_wait", "skipped_steps",
+        "step", "images_seen", "learning_rate", "loss", "grad_norm", "images_per_second", "data_wait", "skipped_steps", "training_seconds",
     }  # fmt: skip
     assert all(0 < line["loss"] < 3 and 0 <= line["data_wait"] < 1 and line["skipped_steps"] == 0 for line in logged)
     assert [line["step"] for line in lines(run) if "validation_loss" in line] == [4, 8]

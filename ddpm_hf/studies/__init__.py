@@ -1,0 +1,1 @@
+"""Studies: variants of recipes, trained and measured, and the tables and figures that come of them."""
