@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 RECIPES = sorted(
     str(p.relative_to(ROOT / "configs").with_suffix(""))
     for p in (ROOT / "configs").rglob("*.yaml")
-    if p.parent.name != "accelerate"
+    if p.parent.name not in ("accelerate", "studies")
 )
 
 

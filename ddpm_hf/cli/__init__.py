@@ -1,5 +1,6 @@
 """The `ddpm-hf` command: one module a subcommand. Heavy imports wait until one of them runs."""
 
+import argparse
 import difflib
 import sys
 
@@ -16,6 +17,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(argv: list[str]) -> None:
     """Raises `UserError` for a mistake."""
+    options = parse(argv)
+    options.run(options)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="ddpm-hf",
         description="Train a diffusion model of your own; see also train_unconditional.py, train_cfg_latent.py and train_autoencoder.py.",
@@ -34,4 +40,4 @@ def run(argv: list[str]) -> None:
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         commands.choices[options.command].parse(argv[1:])
-    options.run(options)
+    return options

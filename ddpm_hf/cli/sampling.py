@@ -53,5 +53,12 @@ def add_sampling(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
         help="guide only between these noise levels sigma = sqrt((1 - alpha_bar) / alpha_bar) (default: everywhere)",
     )
     parser.add_argument(
+        "--precision",
+        choices=("no", "bf16", "fp16"),
+        default="no",
+        metavar="{no,bf16,fp16}",
+        help="mixed precision of the network, as train.precision has it; no is float32 (default: no)",
+    )
+    parser.add_argument(
         "--device", metavar="TEXT", help="where to draw, such as cpu or cuda:1 (default: a GPU if there is one)"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ddpm_hf.codec import AutoencoderCodec, PixelCodec, weights_digest
-from ddpm_hf.commands.shared import device_of, sampling_of
+from ddpm_hf.commands.shared import autocast_of, device_of, sampling_of
 from ddpm_hf.config import Data, Recipe, load_recipe
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.evaluate import Values, build_evaluator
@@ -26,7 +26,7 @@ from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 NUM_IMAGES = 5000
 _SAMPLING = {  # options that mean nothing to images that are there already, and what they are if not given
     "sampler": "ddpm", "steps": None, "eta": 0.0, "seed": 0, "class_label": None, "guidance_scale": 1.0,
-    "guidance_interval": None,
+    "guidance_interval": None, "precision": "no",
 }  # fmt: skip
 
 
@@ -75,6 +75,8 @@ def evaluate(options: argparse.Namespace) -> None:
     images = subject.images if evaluator.extractor is not None else None
     settings = settings_of(evaluator, images, list(others)) | about_others
     about = _about(options.model, subject)
+    if subject.pipe is not None:
+        settings["precision"] = options.precision
     out = Path(options.out) if options.out else _place(subject, about["step"], options.model, settings)
     evaluation = evaluator(subject.images, others, nearest=options.neighbours is not None)
     if state.is_main_process:
@@ -109,10 +111,12 @@ def _subject(options: argparse.Namespace, state: PartialState) -> _Subject:
     is_images = path.is_dir() and not is_run and not (path / "model_index.json").is_file()
     if is_images or (path.suffix == ".npz" and path.is_file()):
         return _Subject(_given(options, path, is_images, state))
+    autocast = autocast_of(options.precision, state.device)
     pipe = load_pipeline(options.model).to(state.device)
     sampling = sampling_of(pipe, options)
+    number = options.num_images or NUM_IMAGES
     images = DrawnImages(
-        pipe, options.num_images or NUM_IMAGES, sampling, first_seed=options.seed, batch_size=options.batch_size
+        pipe, number, sampling, first_seed=options.seed, batch_size=options.batch_size, autocast=autocast
     )
     return _Subject(images, path, pipe, _recipe(path) if is_run else None)
 
@@ -157,7 +161,7 @@ def _about(model: str, subject: _Subject) -> dict:
 
     about = {"model": model, "step": None, "ema": None, "weights": None, "precision": None}
     if subject.pipe is not None:
-        about |= {"weights": weights_digest(subject.pipe.unet), "precision": "no"}  # as train.precision has it
+        about["weights"] = weights_digest(subject.pipe.unet)
     if subject.recipe is not None:
         state = RunFolder(subject.recipe).state()
         about |= {"step": state and state["step"], "ema": subject.recipe.ema.model_dump(mode="json")}
@@ -184,7 +188,12 @@ def _others(
         check_likelihood(subject.pipe)
         images = _likelihood_images(options, subject, state)
         others["bits_per_dimension"] = partial(
-            bits_per_dimension, subject.pipe, images, state, batch_size=options.batch_size
+            bits_per_dimension,
+            subject.pipe,
+            images,
+            state,
+            batch_size=options.batch_size,
+            autocast=autocast_of(options.precision, state.device),
         )
         about["likelihood"] = images.describe() | {"num_images": len(images), "fingerprint": images.content}
     if "validation_loss" in options.metrics:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddpm_hf.commands.shared import device_of, sampling_of
+from ddpm_hf.commands.shared import autocast_of, device_of, sampling_of
 from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import columns_for, grid, to_pil
@@ -20,6 +20,7 @@ def sample(options: argparse.Namespace) -> None:
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".npy", ".zip", ".pt"):
         raise UserError(f"--out: {out} should be a folder, a .png file or an .npz file")
     device = device_of(options.device)
+    autocast = autocast_of(options.precision, device)
     pipe = load_pipeline(options.model)
     sampling = sampling_of(pipe, options)
     seeds = range(options.seed, options.seed + options.num_images)
@@ -35,9 +36,10 @@ def sample(options: argparse.Namespace) -> None:
         dynamic_ncols=True,
     ) as bar:
         try:
-            images = draw_images(pipe, seeds, options.batch_size, sampling, progress=bar.update)
-            if options.strip:
-                strip = draw_strip(pipe, strip_seeds, sampling, progress=bar.update)
+            with autocast():
+                images = draw_images(pipe, seeds, options.batch_size, sampling, progress=bar.update)
+                if options.strip:
+                    strip = draw_strip(pipe, strip_seeds, sampling, progress=bar.update)
         except torch.OutOfMemoryError:
             raise UserError(f"out of memory on {device}: lower --batch_size, {options.batch_size}") from None
     print(f"{len(images)} images in {_save(images, seeds, labels_of(pipe, seeds, sampling), out)}")

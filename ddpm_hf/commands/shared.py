@@ -1,6 +1,9 @@
 """What commands share that draw with a model: its device, and the options of `cli.sampling`."""
 
 import argparse
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 
@@ -22,6 +25,15 @@ def device_of(option: str | None) -> torch.device:
         return torch.zeros(1, device=option).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise UserError(f"--device: {option} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """What `--precision` asks for: the context that the denoiser runs in."""
+    if precision == "no":
+        return nullcontext
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("--precision: fp16 needs a GPU; bf16 runs on processors too")
+    return partial(torch.autocast, device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def sampling_of(pipe: ImageGenerationPipeline, options: argparse.Namespace) -> Sampling:

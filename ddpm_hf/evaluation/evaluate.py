@@ -186,18 +186,19 @@ def build_evaluator(
         opened = open_reference(reference, f"{option}reference", data, seed, reference_images)
         _check_published(opened, metrics, images, extractor, nearest, option)
     only_classes = not nearest and set(metrics) == {"class_agreement"}
+    as_classifier = only_classes and classifier is None and extractor != "inception"  # whose classes no model has
 
     def build(name: str, weights: str | None = None) -> Extractor:
         store = _training_set(data, seed, opened) if name == "classifier" else None
         return build_extractor(name, weights, state.device, store, option)
 
-    network = None
-    if not only_classes and extractor != "classifier":
+    network, wanted = None, not only_classes or as_classifier
+    if wanted and extractor != "classifier":
         network = build(extractor, extractor_weights)
     if compares and opened is None:
         opened = open_reference(reference, f"{option}reference", data, seed, reference_images, state.is_main_process)
         _check_shape(opened, images, option)
-    if not only_classes and network is None:
+    if wanted and network is None:
         network = build(extractor, extractor_weights)
 
     agreement, num_classes = None, None
@@ -217,7 +218,7 @@ def build_evaluator(
                 f"{option}classifier: {agreement.name} knows {theirs or 'no'} classes, the model {num_classes}; name one that"
                 " knows the same"
             )
-    network = network or agreement
+    network = agreement if only_classes else network
     count = None if opened is None else UNKNOWN_COUNT if with_published else len(opened)
     try:
         others = [metric for metric in metrics if metric != "class_agreement"]

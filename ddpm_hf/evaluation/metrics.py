@@ -52,6 +52,7 @@ _LABELS: dict[str, tuple[str, bool]] = {
     "class_agreement": ("class agreement", True),
     "bits_per_dimension": ("bits per dimension", False),
     "validation_loss": ("validation loss", False),
+    "validation_loss_unlabelled": ("validation loss without labels", False),
 }
 _SPREADS = {"_standard_error": "standard error", "_deviation": "deviation of splits"}
 

@@ -33,10 +33,16 @@ def rows_page(
         raise UserError(f"{title or 'a page of images'}: there are no images to draw")
     labels, cells = [], []
     for label, images in rows.items():
-        longest = len(images) if columns is not None else _per_row(images, bool(label), width)
-        for i in range(0, len(images), longest):
+        if columns is not None:
+            if len(images) > len(columns):
+                raise ValueError(f"row {label!r}: {len(images)} images for {len(columns)} columns")
+            labels.append(label)
+            cells.append([images[i : i + 1] for i in range(len(columns))])
+            continue
+        longest = _per_row(images, bool(label), width)
+        for i in range(0, max(1, len(images)), longest):  # one without images keeps its name
             labels.append("" if i else label)
-            cells.append([image[None] for image in images[i : i + longest]] if columns else [images[i : i + longest]])
+            cells.append([images[i : i + longest]])
     heads = list(columns or ())
 
     def sheet(block: slice, tall: int, text: int) -> Sheet:
@@ -83,7 +89,7 @@ def _per_row(images: np.ndarray, labelled: bool, width: int) -> int:
     if not labelled:
         return max(1, math.ceil(math.sqrt(len(images))))
     height, wide = images.shape[-2:]
-    least = max(1, _LEAST // height) * wide + _GAP
+    least = math.ceil(_LEAST / height) * wide + _GAP
     return max(1, min(len(images), (width - 12 * TEXT) // least))
 
 

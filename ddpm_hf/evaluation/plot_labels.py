@@ -91,14 +91,13 @@ class PointLabel:
 _AROUND = [(0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0)]
 
 
-def place_point_labels(axes: Axes, labels: Sequence[PointLabel]) -> list[str]:
-    """Writes each beside its point, over as little of the lines as can be and over no other; gives those without room.
+def place_point_labels(axes: Axes, labels: Sequence[PointLabel]) -> None:
+    """Writes each beside its point, over as little of the lines as can be; not where it would be on another.
 
     After the layout is settled.
     """
     area, drawn = axes.get_window_extent(), _along_lines(axes)
     taken: list[Bbox] = []
-    left_out = []
     points = axes.transData.transform([label.point for label in labels]) if labels else np.empty((0, 2))
     for i, label in enumerate(labels):
         text = axes.annotate(label.text, label.point, (0, 0), "data", "offset points", color=label.colour, fontsize=9)
@@ -115,11 +114,9 @@ def place_point_labels(axes: Axes, labels: Sequence[PointLabel]) -> list[str]:
                 choices.append((hidden + 20 * strangers, len(choices), place))
         if not choices:
             text.remove()
-            left_out.append(label.text)
             continue
         _move(text, min(choices)[-1])
         taken.append(text.get_window_extent())
-    return left_out
 
 
 def _move(text, place: tuple[int, int]) -> None:

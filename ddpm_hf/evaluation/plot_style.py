@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from ddpm_hf.pictures import INK
@@ -104,8 +105,8 @@ def card(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def settle(figure: Figure, title: str, notes: Sequence[str] = (), right: float = 0) -> None:
-    """Adds title above and notes below, and lays all out with a free column of `right` inches.
+def settle(figure: Figure, title: str, kinds: Sequence[str] = (), notes: Sequence[str] = (), right: float = 0) -> None:
+    """Adds the title and what solid and dashed lines are above, notes below; lays all out, `right` inches left free.
 
     The layout stays so: what is placed by pixels afterwards stays true.
     """
@@ -117,6 +118,13 @@ def settle(figure: Figure, title: str, notes: Sequence[str] = (), right: float =
         title = textwrap.fill(title, round(10 * width))
         text = figure.text(x, 1 - y, title, ha="left", va="top", fontsize=11.5, fontweight="bold")
         top += text.get_window_extent().height / figure.dpi + 0.09
+    if kinds:
+        lines = [Line2D([], [], color=SOFT, linestyle=style) for style in ("-", DASHES)]
+        place = {"loc": "upper left", "bbox_to_anchor": (x, 1 - y - top / height), "ncols": 2}
+        plain = {"frameon": False, "borderpad": 0, "borderaxespad": 0, "labelcolor": SOFT, "fontsize": 9.5}
+        legend = figure.legend(lines, kinds, **place, **plain)
+        legend.set_in_layout(False)
+        top += legend.get_window_extent().height / figure.dpi + 0.07
     if notes:
         lines = [textwrap.fill(line, round(15 * width), subsequent_indent="  ") for line in notes]
         text = figure.text(x, y, "\n".join(lines), ha="left", va="bottom", fontsize=9, color=SOFT)
@@ -134,24 +142,29 @@ def use_ticks(axis: Axis, log: bool, values: np.ndarray | None = None) -> None:
     low, high = sorted(axis.get_view_interval())
     thousands = max(abs(low), abs(high)) >= 1e4
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value, thousands)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value, thousands and not log)))
     if not log and not thousands:  # as many decimals in all
         axis.set_major_formatter(formatter := ScalarFormatter(useOffset=False))
         formatter.set_scientific(False)
-    if not log:
-        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-    elif values is not None and len(distinct := np.unique(values)) <= 16:
-        axis.set_major_locator(FixedLocator(_apart(distinct, np.log10(high / low) / 12)))
-    elif high / low < 4:
-        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    width = axis.axes.figure.get_figwidth()
+    round_places = MaxNLocator(
+        nbins=int(np.clip(width, 3, 6)) if axis.axis_name == "x" else 6, steps=[1, 2, 2.5, 5, 10]
+    )
+    if log and values is not None and len(distinct := np.unique(values)) <= 16:
+        axis.set_major_locator(FixedLocator(_apart(distinct, np.log10(high / low) / (1.7 * width))))
+    elif not log or high / low < 4:
+        axis.set_major_locator(round_places)
     else:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 500 else (1,), numticks=12))
 
 
 def _plain(value: float, thousands: bool) -> str:
-    if not thousands or value == 0:
-        return f"{value:g}"
-    return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
+    """10k, 2.5M; with `thousands`, smaller ones as 5k too."""
+    if 1e6 <= abs(value) < 1e9:
+        return f"{value / 1e6:g}M"
+    if value != 0 and (thousands or 1e4 <= abs(value) < 1e6):
+        return f"{value / 1e3:g}k"
+    return f"{value:g}"
 
 
 def _apart(values: np.ndarray, decades: float) -> list[float]:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from PIL import Image
 
 from ddpm_hf.errors import UserError
@@ -75,8 +74,6 @@ def curves(
         plot = _Plot(series, xlabel, ylabel, title, log_x, log_y, size, kinds=(solid, dashed))
         for one in plot.series:
             plot.line(one, 1 if one.dashed else smooth)
-        if len({one.dashed for one in plot.series}) == 2:
-            plot.name_kinds()
         plot.finish(levels or {})
     return plot.figure
 
@@ -238,13 +235,8 @@ class _Plot:
         name = f"{one.label} ({self.kinds[1]})" if one.dashed and self.kinds[1] else one.label
         if not drawable.all() or not len(x):
             finite = np.isfinite(x) & np.isfinite(y)
-            why = (
-                "not positive"
-                if finite.all()
-                else "not finite"
-                if (drawable == finite).all()
-                else "not positive or finite"
-            )
+            why = "not finite" if (drawable == finite).all() else "not positive and finite"
+            why = "not positive" if finite.all() else why
             missing = f"{(~drawable).sum():,} of {len(x):,} points left out, {why}" if len(x) else "no points"
             self.notes.append(f"{name}: {missing}")
         if not drawable.any():
@@ -261,8 +253,8 @@ class _Plot:
         if markers or len(finite) <= _FEW:
             marked = finite
         else:  # five, elsewhere on each line
-            shift = len(self.axes.lines) * 0.13 % 0.2
-            marked = finite[((np.arange(5) / 5 + shift) * len(finite)).astype(int)]
+            fifth = len(finite) // 5
+            marked = finite[len(self.axes.lines) * 7 % 11 * fifth // 11 :: fifth][:5]
         self.axes.errorbar(
             one.x,
             y,
@@ -281,22 +273,6 @@ class _Plot:
         end = float(one.x[finite[-1]]), float(y[finite[-1]])
         self.ends.setdefault(one.label, EndLabel(one.label, end, style.colour, style.text, style.marker))
 
-    def name_kinds(self) -> None:
-        """Says above the axes which lines are solid and which dashed."""
-        lines = [Line2D([], [], color=SOFT, linestyle=style) for style in ("-", DASHES)]
-        self.axes.legend(
-            lines,
-            self.kinds,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=2,
-            frameon=False,
-            borderpad=0,
-            borderaxespad=0.4,
-            labelcolor=SOFT,
-            fontsize=9.5,
-        )
-
     def finish(self, levels: Mapping[str, float], *, ticks_at_points: bool = False) -> None:
         """Levels, ticks, notes, layout, and then the names, which are placed by pixels."""
         for label, value in levels.items():
@@ -310,8 +286,9 @@ class _Plot:
         use_ticks(self.axes.xaxis, self.log_x, points if ticks_at_points else None)
         use_ticks(self.axes.yaxis, self.log_y)
         column = LabelColumn(self.figure, list(self.ends.values()))
-        self.figure.set_figheight(max(self.figure.get_figheight(), column.height + 1.4))
-        settle(self.figure, self.title, self.notes, column.width)
+        self.figure.set_figheight(max(self.figure.get_figheight(), column.height + 1.4))  # room for all names
+        kinds = self.kinds if len({one.dashed for one in self.series}) == 2 else ()
+        settle(self.figure, self.title, kinds, self.notes, column.width)
         column.place(self.axes)
 
 

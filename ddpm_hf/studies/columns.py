@@ -23,7 +23,7 @@ COLUMNS = {
     "coverage": Column("coverage ↑"),
     "class_agreement": Column("class agreement ↑"),
     "bits_per_dimension": Column("bits per dimension ↓"),
-    "sampling_seconds": Column("sampling", "s"),
+    "sampling_seconds": Column("sampling time", "s"),
     "images_per_second": Column("images/s ↑"),
     "network_evaluations": Column("network evaluations", whole=True),
     "steps": Column("sampling steps", whole=True),
@@ -31,7 +31,7 @@ COLUMNS = {
     # of a variant's training
     "loss": Column("training loss"),
     "validation_loss": Column("validation loss ↓"),
-    "training_hours": Column("training", "h"),
+    "training_hours": Column("training time", "h"),
     "optimizer_steps": Column("optimizer steps", whole=True),
     "epochs": Column("epochs"),
     "epochs_to_quality": Column("epochs to quality ↓"),

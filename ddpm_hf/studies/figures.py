@@ -3,7 +3,7 @@
 import itertools
 import re
 import shutil
-from collections.abc import Callable
+import unicodedata
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,11 +14,14 @@ from PIL import Image
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation import plots
 from ddpm_hf.evaluation.pages import rows_page
+from ddpm_hf.studies.columns import COLUMNS
 from ddpm_hf.studies.plan import drawn, neighbours_of, strip_of
 from ddpm_hf.studies.results import Results
 from ddpm_hf.studies.schema import Curves, Evolution, Figure, Neighbours, Samples, Strip, TradeOff
 
 WIDTH = 700  # pixels in the report
+_STRIP_DRAWN, _STRIP_COLUMNS, _GAP = 8, 10, 2  # of the picture that `ddpm-hf sample --strip` makes: at most, and pixels
+_STRIP_ROWS = 4  # of it that are shown
 _WIDE = 600  # pixels of a picture from which on two are beside each other, else three
 
 
@@ -34,7 +37,8 @@ def markdown(figure: Figure, number: int, results: Results) -> str:
     """Draws the figure and gives the text that shows it; says why where there is nothing to show."""
     folder = results.plan.out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{number:02d}-{re.sub(r'[^a-z0-9]+', '-', figure.title.lower()).strip('-')[:50]}"
+    plain = unicodedata.normalize("NFKD", figure.title.lower()).encode("ascii", "ignore").decode()
+    stem = folder / f"{number:02d}-{re.sub(r'[^a-z0-9]+', '-', plain).strip('-')[:50]}"
     source = f" (the report's {figure.source})" if figure.source else ""
     lines = [f"### {figure.title}{source}", ""]
     for old in folder.glob(f"{number:02d}-*"):
@@ -107,11 +111,12 @@ def _trade_off(figure: TradeOff, stem: Path, results: Results) -> list[Shown]:
         if found:
             points = [f"{o.values[figure.points]:g}" for o in found] if figure.points else None
             errors = [o.spreads.get(figure.y) for o in found] if figure.y == "kernel" else None
-            x, y = ([o.values[column] for o in found] for column in (figure.x, figure.y))
+            x, y = ([float(f"{o.values[column]:.3g}") for o in found] for column in (figure.x, figure.y))
             series.append(plots.Series(label, x, y, error=errors, points=points, place=place))
     if not series:
         return []
-    axes = [results.header(column) for column in (figure.x, figure.y)]
+    units = {column: COLUMNS[column].unit for column in (figure.x, figure.y)}
+    axes = [results.header(column) + (f" ({unit})" if unit else "") for column, unit in units.items()]
     return [_save(plots.trade_off(series, *axes, log_x=figure.log_x, log_y=figure.log_y), stem)]
 
 
@@ -126,10 +131,31 @@ def _samples(figure: Samples, stem: Path, results: Results) -> list[Shown]:
     return [_save(rows_page(rows), stem)] if rows else []
 
 
-def _copied(source: Callable, figure: Strip | Neighbours, stem: Path, results: Results) -> list[Shown]:
+def _strip(figure: Strip, stem: Path, results: Results) -> list[Shown]:
+    """Cut out of the picture that `ddpm-hf sample --strip` made, and put together with what each state is."""
+    plan, shown = results.plan, []
+    for name in plan.file.members(figure.of):
+        passes = results.of(name).values.get("network_evaluations")
+        if passes is None or not (path := strip_of(plan, name)).is_file():
+            continue
+        with np.load(drawn(plan, name)) as file:
+            number = min(_STRIP_DRAWN, len(file["seeds"]))
+        sheet = np.asarray(Image.open(path))
+        sheet = sheet[None] if sheet.ndim == 2 else sheet.transpose(2, 0, 1)  # uint8 (C, H, W)
+        columns = min(_STRIP_COLUMNS, round(passes) + 1)
+        height, width = (sheet.shape[1] - _GAP) // number, (sheet.shape[2] - _GAP) // columns
+        cells = sheet[:, _GAP:, _GAP:].reshape(len(sheet), number, height, columns, width)
+        rows = cells[:, :_STRIP_ROWS, :-_GAP, :, :-_GAP].transpose(1, 3, 0, 2, 4)  # (rows, columns, C, H, W)
+        heads = [f"{step:,.0f}" for step in np.linspace(0, passes, columns).round()]
+        page = rows_page({f"seed {i}": row for i, row in enumerate(rows)}, columns=heads)
+        shown.append(_save(page, stem))
+    return shown
+
+
+def _neighbours(figure: Neighbours, stem: Path, results: Results) -> list[Shown]:
     shown = []
     for name in results.plan.file.members(figure.of):
-        if (path := source(results.plan, name)).is_file():
+        if (path := neighbours_of(results.plan, name)).is_file():
             copy = stem.with_name(f"{stem.name}-{name}.png")
             shutil.copyfile(path, copy)
             shown.append(Shown(copy))
@@ -164,7 +190,7 @@ _DRAW = {
     "curves": _curves,
     "trade_off": _trade_off,
     "samples": _samples,
-    "strip": lambda *given: _copied(strip_of, *given),
-    "neighbours": lambda *given: _copied(neighbours_of, *given),
+    "strip": _strip,
+    "neighbours": _neighbours,
     "evolution": _evolution,
 }

@@ -113,6 +113,9 @@ def make_plan(
     for way in file.ways.values():
         if way.variant in plan.variants:
             _add_jobs(plan, way)
+    in_order = sorted(plan.jobs.values(), key=lambda job: job.command[0] != "evaluate")  # records before pictures
+    plan.jobs.clear()
+    plan.jobs.update({job.name: job for job in in_order})
     return plan
 
 
@@ -134,13 +137,13 @@ def _training(plan: Plan, name: str, recipe: str, settings: dict[str, Any]) -> T
     through = plan.trainings.get(variant.autoencoder) if variant.autoencoder else None
     if through is not None:
         wanted["autoencoder.source"] = str(through.run / "autoencoder")
+    given = {key: parse_value(key, text, kind) for key, text in plan.settings.items() if key in known}
+    wanted = _over(wanted, given)
     if wanted.get("evaluate.every") is not None:  # what is measured during training is comparable with what is after it
         measured = plan.scale.evaluate
         wanted = {"evaluate.extractor": measured.extractor} | wanted
         if measured.extractor_weights is not None:
             wanted["evaluate.extractor_weights"] = measured.extractor_weights
-    given = {key: parse_value(key, text, kind) for key, text in plan.settings.items() if key in known}
-    wanted = _over(wanted, given)
     try:
         loaded = load_recipe(recipe, wanted, kind)
     except UserError as error:

@@ -32,23 +32,28 @@ def write_report(results: Results) -> Path:
 
 def markdown(results: Results) -> str:
     plan, study = results.plan, results.plan.file.study
-    parts = [f"# {study.title}", "", study.about.strip(), "", *_what_was_run(results), ""]
+    parts = [f"# {study.title}", "", _joined(study.about), "", *_what_was_run(results), ""]
     for table in study.tables:
         parts += _table(table, results)
     if study.figures:
         parts += ["## Figures", ""]
         parts += [figures.markdown(figure, i, results) for i, figure in enumerate(study.figures, 1)]
-    parts += ["## Commands", "", f"All of it: `{_command(plan)}`", "", "```bash"]
-    parts += [shown(training.command, "python") for training in plan.trainings.values()]
-    parts += [shown(job.command, "ddpm-hf") for job in plan.jobs.values()]
-    return "\n".join([*parts, "```", ""])
+    parts += ["## Commands", "", "```bash", _command(plan), "```", ""]
+    parts += ["<details><summary>What it runs, one by one</summary>", "", "```bash"]
+    for training in plan.trainings.values():
+        parts += [f"# {training.variant}", shown(training.command, "python")]
+    for job in plan.jobs.values():
+        parts += [f"# {job.name}", shown(job.command, "ddpm-hf")]
+    return "\n".join([*parts, "```", "", "</details>", ""])
 
 
 def _what_was_run(results: Results) -> list[str]:
     plan, scale = results.plan, results.plan.scale
     records = list(results.records.values())
-    lines = ["## What was run", "", f"- **Scale:** {plan.scale_name}. {scale.about.strip()}"]
-    lines.append(f"- **What this scale cannot show:** {scale.limits.strip()}")
+    lines = ["## What was run", "", f"- **Scale:** {plan.scale_name}. {_joined(scale.about)}"]
+    if given := _given(plan):
+        lines.append(f"- **Otherwise than that:** `{shown(given)}`")
+    lines.append(f"- **What this scale cannot show:** {_joined(scale.limits)}")
     devices = sorted({record["device"] for record in records})
     lines.append(f"- **Machine:** {'; '.join(devices) or 'nothing measured yet'}; {os.cpu_count()} cores, {_memory()}")
     found = records[-1]["versions"] if records else versions()
@@ -92,7 +97,7 @@ def _table(table: Table, results: Results) -> list[str]:
     source = f" (the report's {table.source})" if table.source else ""
     parts = [f"## {table.title}{source}", "", tables.markdown(table, results), ""]
     if table.note:
-        parts += [table.note.strip(), ""]
+        parts += [_joined(table.note), ""]
     if any(line.reported for line in tables.lines(table, results)):
         parts += ["*In italics: the report's own figures.*", ""]
     quality = results.plan.scale.quality
@@ -102,7 +107,7 @@ def _table(table: Table, results: Results) -> list[str]:
     if table.claims:
         parts += [f"- **{verdict.finding}.** {verdict.text}" for verdict in verdicts(table, results)] + [""]
     if limits := table.limits.get(results.plan.scale_name):
-        parts += [f"**What this scale cannot show:** {limits.strip()}", ""]
+        parts += [f"**What this scale cannot show:** {_joined(limits)}", ""]
     return parts
 
 
@@ -157,8 +162,16 @@ def _by_key(values: dict[str, float], results: Results) -> dict[str, float]:
 
 def _command(plan: Plan) -> str:
     named = plan.file.name if plan.file.is_shipped else str(plan.file.path)
-    given = [part for key, value in {**plan.evaluation, **plan.settings}.items() for part in (f"--{key}", str(value))]
-    return shown(["study", named, "--scale", plan.scale_name, *given], "ddpm-hf")
+    return shown(["study", named, "--scale", plan.scale_name, *_given(plan)], "ddpm-hf")
+
+
+def _given(plan: Plan) -> list[str]:
+    """What the command line said otherwise than the study's file."""
+    return [part for key, value in {**plan.evaluation, **plan.settings}.items() for part in (f"--{key}", str(value))]
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _memory() -> str:

@@ -87,7 +87,8 @@ def load_study(name: str) -> StudyFile:
     try:
         study = Study.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        problems = error.errors()
+        # a misspelt setting before the one that is missing for it
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{path}: {_explain(problems[0])}{more}") from None
     file = StudyFile(path.stem, path, study)

@@ -6,6 +6,12 @@ from ddpm_hf.studies.columns import COLUMNS
 from ddpm_hf.studies.results import Outcome, Results
 from ddpm_hf.studies.schema import Table
 
+_THEIRS = {
+    "frechet": "FID",
+    "kernel": "KID",
+    "score": "IS",
+}  # what a report's figures are, Inception's whatever ours are
+
 
 @dataclass(frozen=True)
 class Line:
@@ -38,8 +44,8 @@ def markdown(table: Table, results: Results) -> str:
     rows, ours = lines(table, results), table.columns
     heads = [""]
     for column in ours:
-        theirs = any(column in line.reported for line in rows)
-        heads.append(results.header(column) + (f"<br>*report: {_their_name(column)}*" if theirs else ""))
+        theirs = column in _THEIRS and any(column in line.reported for line in rows)
+        heads.append(results.header(column) + (f"<br>*report: {_THEIRS[column]}*" if theirs else ""))
     body = []
     for line in rows:
         cells = [line.label]
@@ -66,9 +72,15 @@ def number(column: str, value: float) -> str:
     if about.whole:
         return f"{round(value):,}"
     if about.unit == "h":
-        return f"{value:.3g} h" if value >= 1 else f"{value * 60:.3g} min"
-    digits = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.5g}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{digits} {about.unit}".strip()
+        return next(
+            f"{value * n:.3g} {unit}"
+            for n, unit in ((1, "h"), (60, "min"), (3600, "s"))
+            if value * n >= 1.5 or n == 3600
+        )
+    if abs(value) >= 1000:
+        return f"{value:,.0f} {about.unit}".strip()
+    digits = 3 if about.unit or abs(value) <= 1 else 4
+    return f"{value:.{digits}g} {about.unit}".strip()
 
 
 def verbatim(column: str, reported: float | tuple[float, float]) -> str:
@@ -80,11 +92,3 @@ def verbatim(column: str, reported: float | tuple[float, float]) -> str:
 
 def escape(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
-
-
-_THEIRS = {"frechet": "FID", "kernel": "KID", "score": "IS"}
-
-
-def _their_name(column: str) -> str:
-    """What the report's figure is, which is Inception's whatever ours is."""
-    return _THEIRS.get(column) or (COLUMNS[column].header or "").rstrip(" ↑↓")

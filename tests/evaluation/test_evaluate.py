@@ -93,6 +93,17 @@ def test_drawn_images_have_a_rate(tiny_pipe, folders, pooled, state):
     assert any("10 images against 60" in warning for warning in evaluation.warnings)
 
 
+def test_no_more_is_computed_than_each_image_once(tiny_pipe, folders, pooled, state):
+    passes = []
+    tiny_pipe.unet.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    evaluator = Evaluator((*METRICS, "score"), state, pooled, pooled, folders["real"])
+    evaluator(folders["real"])  # the reference's statistics are there from now on
+    before = pooled.seen
+    evaluator(DrawnImages(tiny_pipe, 13, FAST, batch_size=5))
+    assert passes == [5] * 3 + [5] * 3 + [3] * 3
+    assert pooled.seen - before == 13
+
+
 def test_metrics_of_other_kinds_need_no_image(state):
     evaluation = Evaluator((), state)(None, {"validation_loss": lambda: {"validation_loss": 0.5}})
     assert evaluation.values == {"validation_loss": 0.5} and evaluation.distinct is None

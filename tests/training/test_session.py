@@ -45,7 +45,7 @@ def test_the_run_folder_holds_what_the_design_says(tiny_recipe, build_session):
     assert {p.name for p in run.iterdir() if not p.name.startswith(".")} == {
         "recipe.yaml", "metrics.jsonl", "checkpoints", "samples", "pipeline", "tensorboard",
     }  # fmt: skip
-    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-00000004", "step-00000008"]
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["best", "step-00000004", "step-00000008"]
     assert [p.name for p in sorted((run / "samples").iterdir())] == ["step-00000004.png", "step-00000008.png"]
     logged = [line for line in lines(run) if "loss" in line]
     assert [(line["step"], line["images_seen"]) for line in logged] == [(2, 16), (4, 32), (6, 48), (8, 64)]
@@ -270,11 +270,11 @@ def test_the_average_is_no_worse_than_the_raw_weights(tiny_recipe, build_session
                  "ema.decay": 0.99, "train.checkpoint_every": 150}  # fmt: skip
     session = build_session(tiny_recipe(**overrides))
     session.train()
-    averaged = session.validation[1]
+    averaged = session.scores["validation_loss"]
     session.tracking.log = lambda *_: None
     session.ema.model.load_state_dict(session.model.state_dict())
     session.validate(session.progress)
-    assert averaged <= session.validation[1]
+    assert averaged <= session.scores["validation_loss"]
 
 
 # ---- as a program

@@ -5,10 +5,12 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -24,8 +26,9 @@ SETTINGS = {  # all that the weights depend on besides the images; a change make
     "widths": [32, 64, 128, 128],
     "largest_side": 64,
     "most_images": 100_000,  # of the set that are used
-    "examples": 100_000,  # images that training sees, counted anew each time
+    "examples": 80_000,  # images that training sees, counted anew each time
     "most_epochs": 40,
+    "least_steps": 200,  # however few images there are
     "batch_size": 128,
     "learning_rate": 4e-3,
     "seed": 0,
@@ -48,9 +51,10 @@ class Classifier(Extractor):
         self.device, self.channels = torch.device(device), store.channels
         self._size = _size(store)
         path, about = _trained(store, self._size, self.device)
-        self._network = Network(store.channels, len(store.class_names), self._size)
-        self._network.load_state_dict(torch.load(path, weights_only=True))
-        self._network.eval().requires_grad_(False).to(self.device)
+        with torch.device("meta"):  # draws no weights only to replace them
+            network = Network(store.channels, len(store.class_names), self._size)
+        network.load_state_dict(load_file(path), assign=True)
+        self._network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
         height, width = self._size
         self.identity = {
             "name": self.name,
@@ -63,7 +67,7 @@ class Classifier(Extractor):
         }
 
     def extract(self, images: torch.Tensor) -> Features:
-        x = _fitted(self.to_input(images), self._size).to(self.device)
+        x = _fitted(self.to_input(images), self._size)
         values = self._network.features(x / 127.5 - 1)
         return Features(values, self._network.output(values).softmax(dim=1))
 
@@ -74,7 +78,7 @@ class Network(nn.Module):
     def __init__(self, channels: int, classes: int, size: tuple[int, int]) -> None:
         super().__init__()
         layers, widths = [], [channels, *SETTINGS["widths"]]
-        for level, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for level, (before, after) in enumerate(pairwise(widths)):
             stride = 2 if level == 0 and max(size) > 32 else 1  # large images cost no more than small ones
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
             if level < len(widths) - 2:
@@ -131,7 +135,7 @@ def _trained(store: PreparedStore, size: tuple[int, int], device: torch.device) 
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     folder = store.folder.parent / "classifiers"
-    path, described = folder / f"{digest}.pt", folder / f"{digest}.json"
+    path, described = folder / f"{digest}.safetensors", folder / f"{digest}.json"
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / f".{digest}.lock"):
         about = read_json(described)
@@ -139,7 +143,7 @@ def _trained(store: PreparedStore, size: tuple[int, int], device: torch.device) 
             return path, about
         network, accuracy = train(store, size, device)
         with replacing(path) as file:
-            torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, file)
+            file.write(save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}))
         about = {"key": key, "sha256": sha256_of(path), "accuracy": accuracy, "class_names": store.class_names}
         write_json(described, about)
     return path, about
@@ -185,12 +189,13 @@ def _train(store: PreparedStore, size: tuple[int, int], device: torch.device) ->
     labels = torch.from_numpy(store.labels[chosen.numpy()]).to(device)
     held_out = len(chosen) // 10
     network = Network(store.channels, len(store.class_names), size).to(device, memory_format=torch.channels_last)
-    order, batch = len(chosen) - held_out, SETTINGS["batch_size"]
-    steps = max(1, min(SETTINGS["examples"], SETTINGS["most_epochs"] * order) // batch)
+    number = len(chosen) - held_out
+    batch = min(SETTINGS["batch_size"], number)
+    steps = max(SETTINGS["least_steps"], min(SETTINGS["examples"], SETTINGS["most_epochs"] * number) // batch)
     optimizer = torch.optim.AdamW(network.parameters(), lr=SETTINGS["learning_rate"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, SETTINGS["learning_rate"], total_steps=steps)
-    epochs = -(-steps * batch // order)
-    draws = torch.cat([torch.randperm(order) for _ in range(epochs)])[: steps * batch] + held_out
+    epochs = -(-steps * batch // number)
+    draws = torch.cat([torch.randperm(number) for _ in range(epochs)])[: steps * batch] + held_out
     for indices in tqdm(draws.split(batch), desc="training a classifier", unit="step", dynamic_ncols=True):
         indices = indices.to(device)
         cross_entropy(network(images[indices].float() / 127.5 - 1), labels[indices]).backward()

