@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from ddpm_hf.build import build_denoiser
 from ddpm_hf.cli import main
 from ddpm_hf.cli.evaluate import DEFAULT_METRICS, METRICS
-from ddpm_hf.config import dump_recipe
+from ddpm_hf.config import dump_recipe, load_recipe
 from ddpm_hf.config.sections import Evaluate
+from ddpm_hf.data.store import PreparedStore
 from ddpm_hf.diffusion.schedule import build_scheduler
 from ddpm_hf.evaluation import metrics
 from ddpm_hf.evaluation.extractors import classifier
@@ -27,7 +29,9 @@ from ddpm_hf.export import save_pipeline
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.sampling import Sampling, draw_images
+from tests.conftest import write_autoencoder
 from tests.evaluation.conftest import random_images, write_images
+from tests.training.conftest import TINY_LATENT
 
 FAST = ("--sampler", "ddim", "--steps", "3")
 
@@ -225,6 +229,30 @@ def build_task():
         return Denoising(recipe, denoiser, PixelCodec(), build_scheduler(recipe.diffusion), examples, accelerator)
 
     return build
+
+
+def test_a_model_of_latents_is_compared_in_pixels(own_folder, extractor, capsys):
+    """With the images that its latents are of, while data.store names the latents; the loss is of latents."""
+    autoencoder = AutoencoderKL.from_pretrained(write_autoencoder(own_folder / "autoencoder"))
+    settings = {**TINY_LATENT, "data.store": "latents", "data.held_out": 0.02, "data.flip": True}
+    recipe = load_recipe("latent/digits", {**settings, "autoencoder.source": str(own_folder / "autoencoder")})
+    torch.manual_seed(0)
+    names = {str(i): str(i) for i in range(10)}
+    scheduler = build_scheduler(recipe.diffusion, clip_sample=False)
+    run = own_folder / "runs" / "latent"
+    save_pipeline(ImageGenerationPipeline(build_denoiser(recipe), scheduler, autoencoder, 10, names), run / "pipeline")
+    (run / "recipe.yaml").write_text(dump_recipe(recipe))
+    evaluate(
+        run, "--extractor", extractor, "--num_images", 12, *FAST, "--metrics", "frechet", "validation_loss", "--out", "a.json"
+    )  # fmt: skip
+    record = json.loads(Path("a.json").read_text())
+    assert record["shape"] == record["reference"]["shape"] == [1, 8, 8]
+    assert record["reference"]["num_images"] == 1797 - 36
+    assert record["metrics"].keys() == {"frechet_distance_quarters", "validation_loss", "validation_loss_unlabelled"}
+    assert "latents" in PreparedStore("latents").fingerprint
+    with pytest.raises(SystemExit):
+        evaluate(run, "--metrics", "bits_per_dimension")
+    assert "bits_per_dimension: is of 8-bit pixels; this model works on latents" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def evaluate(options: argparse.Namespace) -> None:
         if evaluation.nearest is not None:
             Path(options.neighbours).parent.mkdir(parents=True, exist_ok=True)
             evaluation.nearest.picture().save(options.neighbours)
-            print(f"the first samples beside the nearest reference images in {options.neighbours}")
+            among = f"the nearest of {len(evaluator.reference):,} reference images"
+            print(f"the first samples beside {among} in {options.neighbours}")
     if state.num_processes > 1:
         state.destroy_process_group()
 

@@ -74,10 +74,12 @@ def bits_per_dimension(
     shares = gather_to_main(values, state)
     if shares is None:
         return from_main(None, state)
-    found = {i: value for share in shares for i, value in share.items()}
-    bits = torch.tensor([found[i] for i in sorted(found)], dtype=torch.float64)
-    error = (bits.std() / math.sqrt(len(bits))).item() if len(bits) > 1 else math.nan
-    return from_main({"bits_per_dimension": bits.mean().item(), "bits_per_dimension_standard_error": error}, state)
+    of_image = {i: value for share in shares for i, value in share.items()}
+    bits = torch.tensor([of_image[i] for i in sorted(of_image)], dtype=torch.float64)
+    found = {"bits_per_dimension": bits.mean().item()}
+    if len(bits) > 1:
+        found["bits_per_dimension_standard_error"] = (bits.std() / math.sqrt(len(bits))).item()
+    return from_main(found, state)
 
 
 def _labels(pipe: ImageGenerationPipeline, images: Images) -> torch.Tensor | None:

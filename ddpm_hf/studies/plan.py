@@ -103,6 +103,7 @@ def make_plan(
     evaluation: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Loads every recipe with its settings, so that each mistake comes before the first training."""
+    file = file.at(scale)
     plan = Plan(file, scale, out, settings or {}, evaluation or {})
     for name in file.study.variants:
         making = making_of(file.study, name, scale)

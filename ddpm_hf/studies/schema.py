@@ -28,6 +28,7 @@ Names = Annotated[tuple[str, ...], _Several]
 class Making(Section):
     """Where a model comes from."""
 
+    label: str | None = None  # in tables and figures; the variant's name if not given
     recipe: str | None = None  # trained, by the script that belongs to its kind
     pipeline: str | None = None  # or trained already: a Hub id or a folder
     set: dict[str, Any] = Field(default_factory=dict)  # the recipe's settings otherwise, `section.setting: value`
@@ -36,7 +37,6 @@ class Making(Section):
 class Variant(Making):
     """A model; what `small` or `full` say holds at that scale. Without recipe and pipeline it is not there at a scale."""
 
-    label: str | None = None  # in tables and figures; its name if not given
     autoencoder: str | None = None  # the variant whose autoencoder it is trained through, where that is there
     needs_gpu: bool = False
     may_fail: bool = False  # that it cannot be trained is a result

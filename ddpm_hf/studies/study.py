@@ -4,7 +4,7 @@ import difflib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -48,6 +48,12 @@ class StudyFile:
         """Whether its name is enough to find it."""
         shipped = shipped_configs()
         return shipped is not None and self.path == shipped / "studies" / f"{self.name}.yaml"
+
+    def at(self, scale: str) -> "StudyFile":
+        """With the variants' labels at a scale."""
+        labels = {name: getattr(variant, scale).label or variant.label for name, variant in self.study.variants.items()}
+        variants = {name: v.model_copy(update={"label": labels[name]}) for name, v in self.study.variants.items()}
+        return replace(self, study=self.study.model_copy(update={"variants": variants}))
 
     @cached_property
     def families(self) -> dict[str, list[Way]]:

@@ -7,6 +7,7 @@ from ddpm_hf.evaluation import evaluate
 from ddpm_hf.evaluation.evaluate import Evaluator, build_evaluator, classes_of
 from ddpm_hf.evaluation.images import ArchiveImages, DrawnImages, FolderImages
 from ddpm_hf.evaluation.metrics import measure
+from ddpm_hf.evaluation.reference import PublishedStatistics
 from ddpm_hf.evaluation.statistics import Moments, Statistics
 from ddpm_hf.sampling import Sampling
 from tests.evaluation.conftest import Pooled, random_images, write_images
@@ -136,6 +137,24 @@ def test_samples_and_their_nearest_reference_images(folders, pooled, state):
     np.testing.assert_array_equal(nearest.indices[:, 0], range(16))
     np.testing.assert_array_equal(nearest.images[:, 0], nearest.samples)
     np.testing.assert_array_equal(nearest.distances[:, 0], 0)
+
+
+def test_against_published_statistics(folders, own_folder, pooled, state, monkeypatch):
+    """The same distance as against the images that they are of, and no count that nobody knows."""
+    import cleanfid
+
+    monkeypatch.setattr(cleanfid, "__file__", str(own_folder / "cleanfid" / "__init__.py"))
+    (own_folder / "cleanfid" / "stats").mkdir(parents=True)
+    features = Pooled()(folders["real"].read(range(60))).values.numpy().astype(np.float64)
+    np.savez(
+        own_folder / "cleanfid" / "stats" / "mine_clean_train_8.npz",
+        mu=features.mean(0),
+        sigma=np.cov(features, rowvar=False),
+    )
+    published = Evaluator(("frechet",), state, pooled, None, PublishedStatistics("mine", 8, "train"))(folders["dark"])
+    computed = Evaluator(("frechet",), state, pooled, None, folders["real"])(folders["dark"])
+    assert published.frechet == pytest.approx(computed.frechet, rel=1e-6)
+    assert published.warnings[0].startswith("60 images against published statistics: the Fréchet distance is biased")
 
 
 # ---- what is found before

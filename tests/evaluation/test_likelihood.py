@@ -111,6 +111,11 @@ def test_a_model_that_predicts_the_image_exactly_pays_for_the_prior_and_the_last
     assert found["bits_per_dimension"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_one_image_has_no_standard_error(images, state):
+    pipe, _ = model()
+    assert list(bits_per_dimension(pipe, Chosen(images, 1), state)) == ["bits_per_dimension"]
+
+
 def test_labels_are_told_where_they_are_the_model_s_classes(images, state):
     pipe, _ = model(**{"condition.num_classes": 10})
     told = []
