@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent.parent
 SMALL = (
     ("set: {train.max_steps: 20", "set: {data.store: STORE, model.layers_per_block: 1, train.checkpoint_every: 10, train.max_steps: 80"),
     ("num_images: 40", "batch_size: 40, num_images: 40"),
@@ -23,14 +25,14 @@ def start(tmp_path, write_study):
     def start(*options, edits=()):
         file = write_study(*edits)
         command = [sys.executable, "-m", "ddpm_hf", "study", file, "--out", str(tmp_path / "out"), *options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            cwd=os.getcwd(),
+            cwd=tmp_path,
             env=environment,
         )
 
