@@ -6,7 +6,7 @@ from pathlib import Path
 
 def write_atomically(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.new")
-    with open(aside, "w") as file:
+    with open(aside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -126,3 +126,16 @@ def test_prepare_says_where_and_shows_what(tmp_path, capsys):
     main(["prepare", "quickstart", "--data.store", str(tmp_path / "store"), "--preview", str(tmp_path / "preview.png")])
     assert f"1,797 images in {tmp_path / 'store'}" in capsys.readouterr().out
     assert Image.open(tmp_path / "preview.png").mode == "L"
+
+
+def test_mixed_precision_is_nearly_the_same_and_no_other_than_asked_for(pipeline, tmp_path, capsys):
+    found = {}
+    for precision in ("no", "bf16"):
+        out = tmp_path / f"{precision}.npz"
+        sample(pipeline, "--num_images", 2, "--sampler", "ddim", "--steps", 5, "--precision", precision, "--out", out)
+        found[precision] = np.load(out)["images"].astype(int)
+    difference = np.abs(found["no"] - found["bf16"])
+    assert 0 < difference.mean() < 3  # bfloat16 has 8 bits of mantissa
+    with pytest.raises(SystemExit):
+        sample(pipeline, "--precision", "fp16", "--device", "cpu", "--out", tmp_path / "out")
+    assert "--precision: fp16 needs a GPU; bf16 runs on processors too" in capsys.readouterr().err

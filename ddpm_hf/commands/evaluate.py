@@ -10,15 +10,15 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ddpm_hf.codec import AutoencoderCodec, PixelCodec, weights_digest
+from ddpm_hf.codec import AutoencoderCodec, PixelCodec
 from ddpm_hf.commands.shared import autocast_of, device_of, sampling_of
 from ddpm_hf.config import Data, Recipe, load_recipe
 from ddpm_hf.errors import UserError
-from ddpm_hf.evaluation.evaluate import Values, build_evaluator
+from ddpm_hf.evaluation.evaluate import Values, build_evaluator, check_shape
 from ddpm_hf.evaluation.images import ArchiveImages, Chosen, DrawnImages, FolderImages, Images, holds_images
 from ddpm_hf.evaluation.likelihood import bits_per_dimension, check_likelihood
 from ddpm_hf.evaluation.metrics import METRICS
-from ddpm_hf.evaluation.records import record_of, settings_digest, settings_of, table, write_record
+from ddpm_hf.evaluation.records import about_model, record_of, settings_digest, settings_of, table, write_record
 from ddpm_hf.evaluation.reference import PublishedStatistics, open_reference, pixels, validation_images
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
@@ -28,6 +28,7 @@ _SAMPLING = {  # options that mean nothing to images that are there already, and
     "sampler": "ddpm", "steps": None, "eta": 0.0, "seed": 0, "class_label": None, "guidance_scale": 1.0,
     "guidance_interval": None, "precision": "no",
 }  # fmt: skip
+_MODEL = ("weights", "autoencoder", "scheduler", "variance_exponent")  # of a record; None of images
 
 
 @dataclass
@@ -77,20 +78,37 @@ def evaluate(options: argparse.Namespace) -> None:
     about = _about(options.model, subject)
     if subject.pipe is not None:
         settings["precision"] = options.precision
-    out = Path(options.out) if options.out else _place(subject, about["step"], options.model, settings)
+    out = Path(options.out) if options.out else _place(subject, about, options.model, settings)
+    _check_writable(out, "--out")
+    if options.neighbours is not None:
+        _check_writable(Path(options.neighbours), "--neighbours")
     evaluation = evaluator(subject.images, others, nearest=options.neighbours is not None)
     if state.is_main_process:
         record = record_of(about, settings, evaluation, state)
-        write_record(out, record)
         print(table(record))
+        write_record(out, record)
         print(f"record in {out}")
         if evaluation.nearest is not None:
-            Path(options.neighbours).parent.mkdir(parents=True, exist_ok=True)
             evaluation.nearest.picture().save(options.neighbours)
             among = f"the nearest of {len(evaluator.reference):,} reference images"
             print(f"the first samples beside {among} in {options.neighbours}")
     if state.num_processes > 1:
         state.destroy_process_group()
+
+
+def _check_writable(file: Path, option: str) -> None:
+    """Makes its folder. Raises `UserError` where the file could not be written once the images are drawn."""
+    problem = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem is None and file.is_dir():
+        problem = "it is a folder"
+    elif problem is None and not os.access(file if file.exists() else file.parent, os.W_OK):
+        problem = "permission denied"
+    if problem is not None:
+        raise UserError(f"{option}: {file} cannot be written: {problem}")
 
 
 def _start(device: str | None) -> PartialState:
@@ -160,21 +178,21 @@ def _about(model: str, subject: _Subject) -> dict:
     """What is known of the model."""
     from ddpm_hf.training.run_folder import RunFolder
 
-    about = {"model": model, "step": None, "ema": None, "weights": None, "precision": None}
+    about = {"model": model, "step": None, "ema": None, **dict.fromkeys(_MODEL), "precision": None}
     if subject.pipe is not None:
-        about["weights"] = weights_digest(subject.pipe.unet)
+        about |= about_model(subject.pipe)
     if subject.recipe is not None:
         state = RunFolder(subject.recipe).state()
         about |= {"step": state and state["step"], "ema": subject.recipe.ema.model_dump(mode="json")}
     return about
 
 
-def _place(subject: _Subject, step: int | None, model: str, settings: dict) -> Path:
-    """Where the record goes that nobody named a file for: other settings, another file."""
-    name = settings_digest(settings)
+def _place(subject: _Subject, about: dict, model: str, settings: dict) -> Path:
+    """Where the record goes that nobody named a file for: another model or other settings, another file."""
+    step, name = about["step"], settings_digest(settings | {key: about[key] for key in _MODEL})
     if subject.recipe is not None:
         return subject.folder / "evaluations" / f"{name if step is None else f'step-{step:08d}-{name}'}.json"
-    return Path("evaluations") / f"{Path(model.rstrip('/')).stem or 'images'}-{name}.json"
+    return Path("evaluations") / f"{Path(model).expanduser().resolve().name or 'images'}-{name}.json"
 
 
 def _others(
@@ -213,9 +231,7 @@ def _likelihood_images(options: argparse.Namespace, subject: _Subject, state: Pa
         images = open_reference(reference, "--reference", data, subject.seed, progress=state.is_main_process)
     if isinstance(images, PublishedStatistics):
         raise UserError(f"--reference: bits_per_dimension is measured on images, and {images.called} has none")
-    if images.shape != subject.images.shape:
-        theirs, ours = ("x".join(map(str, shape)) for shape in (images.shape, subject.images.shape))
-        raise UserError(f"--reference: its images are {theirs}, the model's {ours}; they should be the same")
+    check_shape(images, subject.images)
     return Chosen(images, options.likelihood_images) if options.likelihood_images < len(images) else images
 
 

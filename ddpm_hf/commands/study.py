@@ -22,6 +22,9 @@ from ddpm_hf.studies.study import load_study
 
 def study(options: argparse.Namespace, settings: Mapping[str, str]) -> None:
     """Trains, measures, reports. Exits with 1 where something failed, and 128 + signal where it was ended by one."""
+    for key in ("run.name", "run.output_dir"):
+        if key in settings:
+            raise UserError(f"--{key}: a study's runs have their variants' names; --out chooses its folder")
     file = load_study(options.study)
     out = Path(options.out or Path("studies") / f"{file.name}-{options.scale}")
     about = {name: getattr(options, name) for name in ("num_images", "extractor", "extractor_weights")}
@@ -54,7 +57,7 @@ def _carry_out(plan: Plan, progress: Progress, has_gpu: bool, options: argparse.
         signals.append(number)
         raise KeyboardInterrupt
 
-    execution = Execution(plan, progress, has_gpu, options.only, say=tqdm.write)
+    execution = Execution(plan, progress, has_gpu, options.only, say=_say)
     width = max(
         sum(task.trains is not None and not task.needs for task in execution.tasks(64)), len(plan.jobs)
     )  # as much as could run at once
@@ -67,7 +70,8 @@ def _carry_out(plan: Plan, progress: Progress, has_gpu: bool, options: argparse.
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with tqdm(total=len(tasks), unit="task", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-            execution.run(places, lambda: _show(bar, execution, len(tasks)))
+            epochs: dict[str, int | None] = {}
+            execution.run(places, lambda: _show(bar, execution, len(tasks), epochs))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -84,31 +88,35 @@ def _carry_out(plan: Plan, progress: Progress, has_gpu: bool, options: argparse.
         raise SystemExit(1)
 
 
-def _show(bar: tqdm, execution: Execution, total: int) -> None:
-    """How far the trainings that are under way have come counts too."""
+def _say(text: str) -> None:
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+def _show(bar: tqdm, execution: Execution, total: int, epochs: dict[str, int | None]) -> None:
+    """How far the trainings that are under way have come counts too. epochs: images of one, by variant, looked up once."""
     parts, fractions = [], 0.0
     for task in list(execution.running):
         name = task.removeprefix("train ")
         training = execution.plan.trainings.get(name) if task.startswith("train ") else None
-        share = None if training is None else _share(training.run / "metrics.jsonl", training.recipe)
+        last = None if training is None else _last_line(training.run / "metrics.jsonl")
+        share = None
+        if last is not None and (steps := training.recipe.train.max_steps) is not None:
+            share = last["step"] / steps
+        elif last is not None:
+            if name not in epochs:
+                epochs[name] = images_per_epoch(training.recipe)
+            share = epochs[name] and last["images_seen"] / (training.recipe.train.epochs * epochs[name])
         fractions += share or 0.0
         parts.append(task if share is None else f"{task} {share:.0%}")
     bar.n = round(total - execution.left - len(parts) + fractions, 2)
     bar.set_postfix_str(", ".join(parts))
 
 
-def _share(metrics: Path, recipe) -> float | None:
-    """How much of a training is done."""
-    if not metrics.is_file() or not (lines := metrics.read_bytes().splitlines(keepends=True)):
-        return None
-    line = next((line for line in reversed(lines) if line.endswith(b"\n")), None)
-    if line is None:
-        return None
-    last = json.loads(line)
-    if recipe.train.max_steps is not None:
-        return last["step"] / recipe.train.max_steps
-    epoch = images_per_epoch(recipe)
-    return last["images_seen"] / (recipe.train.epochs * epoch) if epoch else None
+def _last_line(metrics: Path) -> dict | None:
+    lines = metrics.read_bytes().splitlines(keepends=True) if metrics.is_file() else []
+    whole = next((line for line in reversed(lines) if line.endswith(b"\n")), None)
+    return None if whole is None else json.loads(whole)
 
 
 def _list(plan: Plan, progress: Progress, execution: Execution) -> None:

@@ -16,6 +16,7 @@ from ddpm_hf.evaluation.extraction import Extraction, extract, from_main
 from ddpm_hf.evaluation.extractors import build_extractor
 from ddpm_hf.evaluation.extractors.base import Extractor
 from ddpm_hf.evaluation.images import Chosen, DrawnImages, Images, StoreImages
+from ddpm_hf.evaluation.manifold import MOST_IMAGES
 from ddpm_hf.evaluation.neighbours import Nearest, find_nearest
 from ddpm_hf.evaluation.reference import (
     PublishedStatistics,
@@ -57,7 +58,6 @@ class Evaluator:
 
     metrics: names of `METRICS`
     extractor, classifier: None where no metric needs them; reference: likewise
-    num_classes: that the classifier should know
     option: how options begin in messages, "--" or "evaluate."
     """
 
@@ -66,8 +66,17 @@ class Evaluator:
     extractor: Extractor | None = None
     classifier: Extractor | None = None
     reference: Reference | None = None
-    num_classes: int | None = None
     option: str = "--"
+
+    @property
+    def _whole(self) -> bool:
+        """Whether a metric needs every feature."""
+        return any(names.METRICS[metric].features for metric in self.metrics)
+
+    def prepare_reference(self) -> None:
+        """Computes the reference's statistics, unless they are kept already. All processes take part."""
+        if isinstance(self.reference, Images):
+            reference_statistics(self.reference, self.extractor, self.state, self._whole)
 
     def __call__(
         self, images: Images, others: Mapping[str, Callable[[], Values]] | None = None, nearest: bool = False
@@ -90,8 +99,7 @@ class Evaluator:
 
     def _measure(self, images: Images, evaluation: Evaluation, nearest: bool) -> None:
         state, times = self.state, evaluation.times
-        needs = [names.METRICS[metric] for metric in self.metrics]
-        features = nearest or any(need.features for need in needs)
+        features = nearest or self._whole
         reference = None
         if self.reference is not None:
             begun = time.perf_counter()
@@ -129,10 +137,9 @@ class Evaluator:
         self, images: Images, found: Extraction, reference: Statistics | None, nearest: bool
     ) -> tuple[tuple, Nearest | None]:
         """What the main process finds, in arrays that no other has."""
-        others = [metric for metric in self.metrics if metric != "class_agreement"]
-        values, warnings = names.measure(others, found.statistics, reference, self.extractor.name)
+        values, warnings = names.measure(self.metrics, found.statistics, reference, self.extractor.name)
         if "class_agreement" in self.metrics:
-            values["class_agreement"] = names.class_agreement(found.seen, images.labels, self.num_classes)
+            values["class_agreement"] = names.class_agreement(found.seen, images.labels)
         if found.distinct < len(images):
             warnings.append(
                 f"only {found.distinct:,} of the {len(images):,} images are distinct: the model, or the folder, repeats itself"
@@ -185,34 +192,38 @@ def build_evaluator(
     if with_published:  # nothing to prepare, so its mistakes come first
         opened = open_reference(reference, f"{option}reference", data, seed, reference_images)
         _check_published(opened, metrics, images, extractor, nearest, option)
+        _load_published(opened, state, option)
     only_classes = not nearest and set(metrics) == {"class_agreement"}
     as_classifier = only_classes and classifier is None and extractor != "inception"  # whose classes no model has
 
-    def build(name: str, weights: str | None = None) -> Extractor:
-        store = _training_set(data, seed, opened) if name == "classifier" else None
-        return build_extractor(name, weights, state.device, store, option)
+    def build(name: str, weights: str | None = None, role: str = "extractor") -> Extractor:
+        try:
+            store = _training_set(data, seed, opened, option) if name == "classifier" else None
+            built = build_extractor(name, weights, state.device, store, option)
+            _try(built, images, option)
+        except UserError as error:
+            raise type(error)(str(error).replace(f"{option}extractor:", f"{option}{role}:", 1)) from None
+        return built
 
     network, wanted = None, not only_classes or as_classifier
     if wanted and extractor != "classifier":
         network = build(extractor, extractor_weights)
     if compares and opened is None:
         opened = open_reference(reference, f"{option}reference", data, seed, reference_images, state.is_main_process)
-        _check_shape(opened, images, option)
+        check_shape(opened, images, option)
+        _check_size(opened, metrics, option)
     if wanted and network is None:
         network = build(extractor, extractor_weights)
 
-    agreement, num_classes = None, None
+    agreement = None
     if "class_agreement" in metrics:
         num_classes = _num_classes(images, opened, data, seed, option)
         if classifier is not None:
-            try:
-                agreement = build(classifier)
-            except UserError as error:
-                raise UserError(str(error).replace(f"{option}extractor:", f"{option}classifier:", 1)) from None
+            agreement = build(classifier, role="classifier")
         elif network is not None and classes_of(network, images.shape) == num_classes:
             agreement = network
         else:
-            agreement = build("classifier")
+            agreement = build("classifier", role="classifier")
         if (theirs := classes_of(agreement, images.shape)) != num_classes:
             raise UserError(
                 f"{option}classifier: {agreement.name} knows {theirs or 'no'} classes, the model {num_classes}; name one that"
@@ -221,13 +232,12 @@ def build_evaluator(
     network = agreement if only_classes else network
     count = None if opened is None else UNKNOWN_COUNT if with_published else len(opened)
     try:
-        others = [metric for metric in metrics if metric != "class_agreement"]
-        names.check(others, len(images), count, network.name, network.has_probabilities, True)
+        names.check(metrics, len(images), count, network.name, network.has_probabilities)
     except UserError as error:
         raise UserError(f"{option}metrics: {error}") from None
     if nearest and count < 5:
         raise UserError(f"{option}neighbours: needs a reference of at least 5 images; there are {count}")
-    return Evaluator(metrics, state, network, agreement, opened, num_classes, option)
+    return Evaluator(metrics, state, network, agreement, opened, option)
 
 
 def classes_of(extractor: Extractor, shape: tuple[int, int, int]) -> int | None:
@@ -254,7 +264,41 @@ def _check_published(
         raise UserError(f"{option}reference: {reference.called} is of another size than {images.called}, {size}")
 
 
-def _check_shape(reference: Images, images: Images, option: str) -> None:
+def _load_published(reference: PublishedStatistics, state: PartialState, option: str) -> None:
+    """On the main process alone, which downloads them; all raise its `UserError`."""
+    problem = None
+    if state.is_main_process:
+        try:
+            reference.load()
+        except UserError as error:
+            problem = f"{option}reference: {error}"
+    if (problem := from_main(problem, state)) is not None:
+        raise UserError(problem)
+
+
+def _try(extractor: Extractor, images: Images, option: str) -> None:
+    """Passes two black images of this shape through it. Raises `UserError` where it cannot take them."""
+    try:
+        extractor(torch.zeros(2, *images.shape, dtype=torch.uint8))
+    except (RuntimeError, ValueError, UserError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        shape = "x".join(map(str, images.shape))
+        raise UserError(
+            f"{option}extractor: {extractor.name} cannot take {images.called}, {shape} (channels, height, width): {reason}"
+        ) from None
+
+
+def _check_size(reference: Images, metrics: Sequence[str], option: str) -> None:
+    asked = [metric for metric in metrics if metric in ("precision_recall", "density_coverage")]
+    if asked and len(reference) > MOST_IMAGES:
+        raise UserError(
+            f"{option}reference_images: {' and '.join(asked)} compare each image of the reference with all others, too many for"
+            f" its {len(reference):,}; set {MOST_IMAGES} or fewer, or leave them out of {option}metrics"
+        )
+
+
+def check_shape(reference: Images, images: Images, option: str = "--") -> None:
+    """Raises `UserError` for a reference of another shape than the images that are compared with it."""
     theirs, ours = ("x".join(map(str, some.shape)) for some in (reference, images))
     if theirs != ours:
         raise UserError(
@@ -263,7 +307,7 @@ def _check_shape(reference: Images, images: Images, option: str) -> None:
         )
 
 
-def _training_set(data: Data | None, seed: int, reference: Reference | None) -> PreparedStore:
+def _training_set(data: Data | None, seed: int, reference: Reference | None, option: str) -> PreparedStore:
     """The labelled images that a small classifier is trained on: the model's own, else the reference's."""
     if data is not None:
         return training_images(data, seed).store
@@ -271,8 +315,8 @@ def _training_set(data: Data | None, seed: int, reference: Reference | None) -> 
     if isinstance(images, StoreImages):
         return images.store
     raise UserError(
-        "classifier: is trained on a recipe's labelled images, and there is none here; name a recipe as the reference, or"
-        " another extractor"
+        f"{option}extractor: classifier is trained on a recipe's labelled images, and there is none here; name a recipe by"
+        f" {option}reference, or another extractor"
     )
 
 

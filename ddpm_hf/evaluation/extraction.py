@@ -86,7 +86,7 @@ def extract(
             disable=not state.is_main_process,
         ) as bar:
             started = time.perf_counter()
-            for indices, batch in _read(images, mine, bar):
+            for indices, batch in _read(images, mine, bar, state.device):
                 read = time.perf_counter()
                 on_device = batch.device.type != "cpu"
                 for some in batch.split(AT_ONCE):
@@ -102,7 +102,14 @@ def extract(
             share.moments.mean, share.moments.scatter = share.moments.mean.cpu(), share.moments.scatter.cpu()
             share.extraction_seconds += time.perf_counter() - started
     except torch.OutOfMemoryError:
-        raise ProcessError(f"out of memory on {state.device}: lower {batch_size_key}, {images.batch_size}") from None
+        if not images.read_ahead:  # computed on the device too
+            raise ProcessError(
+                f"out of memory on {state.device}: lower {batch_size_key}, {images.batch_size}"
+            ) from None
+        raise ProcessError(
+            f"out of memory on {state.device}, where {extractor.name} takes {AT_ONCE} of {images.called} at once: end what"
+            " else holds its memory, or choose a smaller extractor or another device"
+        ) from None
     except UserError as error:
         raise ProcessError(str(error)) from None  # which the other processes know nothing of
     shares = gather_to_main(share, state)
@@ -150,14 +157,16 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", torch.float32, non_blocking=True)  # into pinned memory, whole once the device is waited for
 
 
-def _read(images: Images, indices: list[int], bar: tqdm) -> Iterator[tuple[list[int], torch.Tensor]]:
+def _read(
+    images: Images, indices: list[int], bar: tqdm, device: torch.device
+) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Batches of images; those that are not computed on the device are read while it works."""
     batches = [indices[start : start + images.batch_size] for start in range(0, len(indices), images.batch_size)]
     if not images.read_ahead:
         for batch in batches:
             yield batch, images.read(batch, bar.update)
         return
-    pin = torch.cuda.is_available()
+    pin = device.type == "cuda"
     with ThreadPoolExecutor(1) as reader:
 
         def read(batch: list[int]) -> torch.Tensor:

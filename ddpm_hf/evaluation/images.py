@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -226,11 +228,16 @@ class ArchiveImages(Images):
             with np.load(file) as archive:
                 images = archive["images"]
                 labels = archive.get("labels")
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{called}: cannot be read as an .npz file with images: {error}") from None
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
             raise UserError(
                 f"{called}: its images are {images.dtype} {images.shape}; they should be uint8 (N, H, W, C) with 1 or 3 channels"
+            )
+        if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
+            raise UserError(
+                f"{called}: its labels are {labels.dtype} {labels.shape}; they should be whole numbers ({len(images)},), one"
+                " an image"
             )
         self._images = images.transpose(0, 3, 1, 2)
         self.shape = self._images.shape[1:]
@@ -254,9 +261,9 @@ class ArchiveImages(Images):
 class Chosen(Images):
     """Some of other images: `number` of them at random, always the same, in their order."""
 
-    def __init__(self, images: Images, number: int, seed: int = 0) -> None:
+    def __init__(self, images: Images, number: int) -> None:
         self.images = images
-        self.indices = np.sort(np.random.default_rng(seed).choice(len(images), number, replace=False))
+        self.indices = np.sort(np.random.default_rng(0).choice(len(images), number, replace=False))
         self.called, self.shape, self.cache = images.called, images.shape, images.cache
         self.labels = None if images.labels is None else images.labels[self.indices]
         self.class_names = images.class_names

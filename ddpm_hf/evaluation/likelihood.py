@@ -55,10 +55,10 @@ def bits_per_dimension(
     ) as bar:
         for start in range(0, len(mine), batch_size):
             batch = mine[start : start + batch_size]
-            x0 = images.read(batch).to(state.device).float() / 127.5 - 1  # float32 (N, C, H, W) in [-1, 1]
-            theirs = None if labels is None else labels[batch].to(state.device)
             generators = [torch.Generator().manual_seed(i) for i in batch]
             try:
+                x0 = images.read(batch).to(state.device).float() / 127.5 - 1  # float32 (N, C, H, W) in [-1, 1]
+                theirs = None if labels is None else labels[batch].to(state.device)
                 bits, _ = bound(
                     process,
                     _predictor(pipe, theirs, autocast),
@@ -70,6 +70,8 @@ def bits_per_dimension(
                 )
             except torch.OutOfMemoryError:
                 raise ProcessError(f"out of memory on {state.device}: lower --batch_size, {batch_size}") from None
+            except UserError as error:
+                raise ProcessError(str(error)) from None  # which the other processes know nothing of
             values |= dict(zip(batch, bits.tolist(), strict=True))
     shares = gather_to_main(values, state)
     if shares is None:

@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ddpm_hf.errors import UserError
 
+MOST_IMAGES = 100_000  # of a reference; the work grows with their square, at ImageNet's 1.3 million to days
+SHOWN = 5000  # images from which on a bar shows how far it is
 BLOCK = 2048  # rows whose distances are in memory at once: 32 MB of them
 
 
@@ -35,9 +38,21 @@ def compare_manifolds(real: np.ndarray, generated: np.ndarray, k: int = 3, k_cov
         raise UserError(
             f"a manifold of {most} neighbours needs at least {most + 1} images in each set; the smaller has {n}"
         )
+    with tqdm(
+        total=len(real) + len(generated) + len(real),
+        desc="comparing manifolds",
+        unit=" image",
+        leave=False,
+        dynamic_ncols=True,
+        disable=max(len(real), len(generated)) <= SHOWN,
+    ) as bar:
+        return _compare(real, generated, k, k_coverage, bar)
+
+
+def _compare(real: np.ndarray, generated: np.ndarray, k: int, k_coverage: int, bar: tqdm) -> Manifold:
     centre = np.asarray(real).mean(axis=0, dtype=np.float64)
-    real_radii = _nearest(real, centre, most)
-    generated_radii = _nearest(generated, centre, k)[:, k - 1]
+    real_radii = _nearest(real, centre, max(k, k_coverage), bar)
+    generated_radii = _nearest(generated, centre, k, bar)[:, k - 1]
     real_radii, coverage_radii = real_radii[:, k - 1], real_radii[:, k_coverage - 1]
 
     precise = torch.zeros(len(generated), dtype=torch.bool)
@@ -51,11 +66,12 @@ def compare_manifolds(real: np.ndarray, generated: np.ndarray, k: int = 3, k_cov
             balls = d <= coverage_radii[rows, None]
             within += int(balls.count_nonzero())
             covered[rows] |= balls.any(dim=1)
+        bar.update(len(x))
     density = within / (k_coverage * len(generated))
     return Manifold(_share(precise), _share(recalled), density, _share(covered))
 
 
-def _nearest(features: np.ndarray, centre: np.ndarray, k: int) -> torch.Tensor:
+def _nearest(features: np.ndarray, centre: np.ndarray, k: int, bar: tqdm) -> torch.Tensor:
     """Of each image, the squared distances to its k nearest others, ascending: float64 (N, k)."""
     nearest = torch.full((len(features), k), torch.inf, dtype=torch.float64)
     for rows, x in _blocks(features, centre):
@@ -66,6 +82,7 @@ def _nearest(features: np.ndarray, centre: np.ndarray, k: int) -> torch.Tensor:
             else:
                 nearest[columns] = _smallest(torch.cat([nearest[columns], _smallest(d.T, k)], dim=1), k)
             nearest[rows] = _smallest(torch.cat([nearest[rows], _smallest(d, k)], dim=1), k)
+        bar.update(len(x))
     return nearest
 
 

@@ -22,7 +22,6 @@ class Needs:
     reference: bool = False
     features: bool = False  # of both sets, kept whole
     probabilities: bool = False  # of the generated images
-    labels: bool = False  # that the generated images were asked for
 
 
 METRICS = {
@@ -31,7 +30,7 @@ METRICS = {
     "score": Needs(SPLITS, probabilities=True),
     "precision_recall": Needs(6, reference=True, features=True),
     "density_coverage": Needs(6, reference=True, features=True),
-    "class_agreement": Needs(1, probabilities=True, labels=True),
+    "class_agreement": Needs(1),  # what it needs of a classifier is another network's
 }
 
 _NAMES = {"frechet": "frechet_distance", "kernel": "kernel_distance", "score": "score"}
@@ -87,11 +86,10 @@ def check(
     reference_images: int | None,
     extractor: str,
     has_probabilities: bool,
-    has_labels: bool,
 ) -> None:
     """Raises `UserError` for metrics that cannot be measured. Needs no image, so that mistakes come first.
 
-    num_images: to be generated; reference_images: None without a reference; has_labels: the model draws by class.
+    num_images: to be generated; reference_images: None without a reference.
     """
     for name in metrics:
         if name not in METRICS:
@@ -101,8 +99,6 @@ def check(
             raise UserError(f"{name} needs a reference to compare with, and there is none")
         if needs.probabilities and not has_probabilities:
             raise UserError(f"{name} needs an extractor with class probabilities, and {extractor} has none")
-        if needs.labels and not has_labels:
-            raise UserError(f"{name} needs images drawn by class, and these have no classes")
         if num_images < needs.images:
             raise UserError(f"{name} needs at least {needs.images} images, and there are {num_images}")
         if needs.reference and reference_images < needs.images:
@@ -116,18 +112,16 @@ def measure(
     generated: Statistics,
     reference: Statistics | None,
     extractor: str,
-    num_classes: int | None = None,
 ) -> tuple[dict[str, float], list[str]]:
     """The metrics' values by their keys in records, and warnings of one line each.
 
-    metrics: names of `METRICS`; both Statistics hold what these need, and come from `extractor`
-    num_classes: of the labels, for class_agreement; the extractor's classes must be the same
+    metrics: names of `METRICS`; both Statistics hold what these need, and come from `extractor`. class_agreement, which
+        needs neither, is left to the function of this name
     Raises `UserError` as `check` does, and for features of unlike dimensions or not finite.
     """
     count = generated.moments.count
     reference_count = None if reference is None else reference.moments.count
-    with_probabilities, with_labels = generated.probabilities is not None, generated.labels is not None
-    check(metrics, count, reference_count, extractor, with_probabilities, with_labels)
+    check(metrics, count, reference_count, extractor, generated.probabilities is not None)
     _check_finite(generated, "images", extractor)
     if reference is not None:
         _check_finite(reference, "reference", extractor)
@@ -151,19 +145,11 @@ def measure(
             values |= {"precision": manifold.precision, "recall": manifold.recall}
         if "density_coverage" in metrics:
             values |= {"density": manifold.density, "coverage": manifold.coverage}
-    if "class_agreement" in metrics:
-        values["class_agreement"] = class_agreement(generated.probabilities, generated.labels, num_classes)
     return values, warnings
 
 
-def class_agreement(probabilities: np.ndarray, labels: np.ndarray, num_classes: int | None) -> float:
-    """The share of images whose likeliest class is the one that was asked for.
-
-    probabilities (N, K), labels int (N,) in [0, K). Raises `UserError` where a classifier has other classes.
-    """
-    K = probabilities.shape[1]
-    if num_classes != K:
-        raise UserError(f"class_agreement needs a classifier of the model's {num_classes} classes; this one has {K}")
+def class_agreement(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images whose likeliest class is the one that was asked for: probabilities (N, K), labels (N,) < K."""
     return float((probabilities.argmax(axis=1) == labels).mean())
 
 

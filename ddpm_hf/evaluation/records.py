@@ -12,15 +12,29 @@ import torch
 from accelerate import PartialState
 
 from ddpm_hf import __version__
+from ddpm_hf.codec import weights_digest
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.evaluate import Evaluation, Evaluator
 from ddpm_hf.evaluation.images import DrawnImages, Images
 from ddpm_hf.evaluation.metrics import label
 from ddpm_hf.evaluation.reference import PublishedStatistics, digest
 from ddpm_hf.files import write_atomically
+from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 
-_PACKAGES = ("torch", "diffusers", "clean-fid", "numpy")
+_PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "clean-fid", "numpy", "pillow")
 _SPREADS = ("_standard_error", "_deviation")
+
+
+def about_model(pipe: ImageGenerationPipeline) -> dict[str, Any]:
+    """What the images depend on besides the settings: digests of the weights, and what the reverse process is told."""
+    config = json.loads(pipe.scheduler.to_json_string())
+    scheduler = {"class": type(pipe.scheduler).__name__, **{k: v for k, v in config.items() if not k.startswith("_")}}
+    return {
+        "weights": weights_digest(pipe.unet),
+        "autoencoder": None if pipe.vae is None else weights_digest(pipe.vae),
+        "scheduler": scheduler,
+        "variance_exponent": pipe.config.variance_exponent,
+    }
 
 
 def settings_of(evaluator: Evaluator, images: Images | None, others: Sequence[str] = ()) -> dict[str, Any]:
@@ -53,7 +67,7 @@ def record_of(
 ) -> dict[str, Any]:
     """The record, one JSON object.
 
-    model: what is known of the model: its name, step, whether its weights are an average
+    model: what is known of the model: its name, step, whether its weights are an average, and what `about_model` gives
     settings: of `settings_of`
     """
     return {

@@ -1,7 +1,9 @@
 """What images are compared with: other images, whose statistics are computed once, or published statistics."""
 
+import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import zipfile
@@ -20,6 +22,9 @@ from ddpm_hf.evaluation.extractors.base import Extractor
 from ddpm_hf.evaluation.images import ArchiveImages, Chosen, FolderImages, Images, StoreImages, holds_images
 from ddpm_hf.evaluation.statistics import UNKNOWN_COUNT, Moments, Statistics
 
+logger = logging.getLogger(__name__)
+
+_VERSION = 1  # of how images become features; a change that moves any makes new files
 _PUBLISHED = re.compile(r"cleanfid:([\w.-]+):(\d+):([\w.-]+)")
 
 
@@ -159,12 +164,18 @@ def reference_statistics(
         folder.mkdir(parents=True, exist_ok=True)
         _save(extracted.statistics, file, key)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}; make room and run it again") from None
+        _warn_once(f"{folder} cannot be written ({error.strerror or error}): the reference's statistics are not kept")
     return extracted.statistics, False
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def statistics_key(reference: Images, extractor: Extractor) -> dict:
     return {
+        "version": _VERSION,
         "images": reference.content,
         "num_images": len(reference),
         "shape": list(reference.shape),

@@ -30,8 +30,8 @@ def judge(claim: Claim, table: Table, results: Results) -> Verdict:
     values = [outcomes[name].values[claim.by] for name in claim.names]
     errors = [outcomes[name].spreads.get(claim.by, 0.0) for name in claim.names]
     tie = results.plan.scale.tie
+    within = tie if claim.within is None else claim.within
     if claim.alike is not None:
-        within = tie if claim.within is None else claim.within
         alike = max(values) - min(values) <= within * max(map(abs, values))
         finding, how = (AGREES if alike else DIFFERS), f" (alike: within {within:.0%})"
         signs = ["≈" if alike else _sign(a, b, 0) for a, b in pairwise(values)]
@@ -46,10 +46,13 @@ def judge(claim: Claim, table: Table, results: Results) -> Verdict:
         [f"{results.plan.file.label(n)} {number(claim.by, v)}" for n, v in zip(claim.names, values, strict=True)], signs
     )
     text = f"{said}: {results.header(claim.by).rstrip(' ↑↓')}: {measured}{how}."
-    reported = {row.of: row.reported[claim.by] for row in table.rows if row.of and claim.by in row.reported}
+    rows = [row for other in (*results.plan.file.study.tables, table) for row in other.rows]  # this table's come last
+    reported = {row.of: row.reported[claim.by] for row in rows if row.of and claim.by in row.reported}
     if all(name in reported for name in claim.names):
         theirs = [reported[name] for name in claim.names]
-        signs = [_sign(a, b, 0) for a, b in pairwise([t[0] if isinstance(t, tuple) else t for t in theirs])]
+        plain = [value[0] if isinstance(value, tuple) else value for value in theirs]
+        close = 0.0 if claim.alike is None else within * max(map(abs, plain))
+        signs = [_sign(a, b, close) for a, b in pairwise(plain)]
         text += f" The report: {_chain([verbatim(claim.by, value) for value in theirs], signs)}."
     return Verdict(finding, text)
 

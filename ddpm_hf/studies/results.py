@@ -143,7 +143,7 @@ class Results:
         return next(good, None) if unit == "epochs" else None
 
 
-_counted: dict[str, int | None] = {}
+_counted: dict[str, int] = {}
 
 
 def images_per_epoch(recipe: AnyRecipe) -> int | None:
@@ -153,7 +153,7 @@ def images_per_epoch(recipe: AnyRecipe) -> int | None:
         try:
             _counted[key] = len(split_held_out(images_in(recipe.data), recipe.data.held_out, recipe.run.seed)[0])
         except UserError:
-            _counted[key] = None
+            return None
     return _counted[key]
 
 

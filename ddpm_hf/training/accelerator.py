@@ -1,10 +1,11 @@
 """Processes, devices and mixed precision, and whether this machine has what the recipe asks for."""
 
 import logging
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradScalerKwargs, ProjectConfiguration
+from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
 from ddpm_hf.config import AnyRecipe, Train
 from ddpm_hf.errors import UserError
@@ -23,7 +24,11 @@ def build_accelerator(recipe: AnyRecipe) -> Accelerator:
         mixed_precision=train.precision,
         dynamo_backend="inductor" if train.compile else "no",
         project_config=ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path)),
-        kwargs_handlers=[GradScalerKwargs(enabled=train.gradient_scaler)],
+        kwargs_handlers=[
+            GradScalerKwargs(enabled=train.gradient_scaler),
+            # the main process alone computes an evaluation's metrics and prepares images, while the others wait
+            InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+        ],
     )
 
 

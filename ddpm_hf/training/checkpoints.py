@@ -3,6 +3,7 @@
 checkpoints/step-00012000/
     model.safetensors  ema.safetensors  optimizer.safetensors   tensors by name
     state.json       progress and whatever else is small
+    evaluation.json  the Fréchet distance, where it was measured; written later
     manifest.json    size and SHA-256 of the files above; written last
 """
 
@@ -79,6 +80,17 @@ class Checkpoints:
         _sync(self.folder)
         self._prune()
         return final
+
+    def note_evaluation(self, step: int, frechet_distance: float, settings: str) -> None:
+        """Puts what an evaluation found beside a step's checkpoint, if there is one; the best may be another then.
+
+        settings: a digest of what the distance depends on besides the weights.
+        """
+        path = self.folder / f"step-{step:08d}"
+        if path.is_dir():
+            found = {"frechet_distance": frechet_distance, "settings": settings}
+            write_atomically(path / "evaluation.json", json.dumps(found))
+            self._prune()
 
     def latest(self, report: Callable[[str], None] = print) -> Checkpoint | None:
         """The newest whole checkpoint, None where there are none. A broken one is reported and passed over.
@@ -163,16 +175,19 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _best(paths: list[Path]) -> Path | None:
-    for score in ("frechet_distance", "validation_loss"):
-        scores = {path: value for path in paths if (value := _score(path, score)) is not None}
-        if scores:
-            return min(scores, key=scores.__getitem__)
-    return None
+    evaluated = {path: score for path in paths if (score := _read(path / "evaluation.json")) is not None}
+    if evaluated:  # with the same extractor, images and sampler as the newest: others cannot be compared with it
+        settings = evaluated[max(evaluated)]["settings"]
+        comparable = {p: e["frechet_distance"] for p, e in evaluated.items() if e["settings"] == settings}
+        return min(comparable, key=comparable.__getitem__)
+    states = {path: state for path in paths if (state := _read(path / "state.json")) is not None}
+    losses = {path: loss for path, state in states.items() if (loss := state.get("validation_loss")) is not None}
+    return min(losses, key=losses.__getitem__, default=None)
 
 
-def _score(path: Path, name: str) -> float | None:
+def _read(file: Path) -> dict[str, Any] | None:
     try:
-        return _state(path).get(name)
+        return json.loads(file.read_text())
     except (OSError, ValueError):
         return None  # a broken one is never the best
 

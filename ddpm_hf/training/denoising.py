@@ -9,12 +9,12 @@ from accelerate import Accelerator, PartialState
 from diffusers import DDPMScheduler, ModelMixin
 from PIL import Image
 
-from ddpm_hf.codec import AutoencoderCodec, PixelCodec, weights_digest
+from ddpm_hf.codec import AutoencoderCodec, PixelCodec
 from ddpm_hf.config import Recipe
 from ddpm_hf.diffusion.objective import Objective
 from ddpm_hf.evaluation.evaluate import Evaluation, build_evaluator
 from ddpm_hf.evaluation.images import DrawnImages
-from ddpm_hf.evaluation.records import record_of, settings_of
+from ddpm_hf.evaluation.records import about_model, record_of, settings_digest, settings_of
 from ddpm_hf.evaluation.reference import pixels
 from ddpm_hf.export import save_pipeline
 from ddpm_hf.pictures import class_grid, grid
@@ -103,17 +103,17 @@ class Denoising:
             return {"validation_loss": loss()}
         return {"validation_loss": loss(), "validation_loss_unlabelled": loss(condition.num_classes)}
 
-    def evaluate(self, denoiser: ModelMixin) -> tuple[Evaluation, dict[str, Any]]:
-        """What the model draws, compared with real images; and the record, without what only the run knows."""
+    def evaluate(self, denoiser: ModelMixin) -> tuple[Evaluation, dict[str, Any], str]:
+        """What the model draws, compared with real images; the record, without what only the run knows; its settings' digest."""
         images = self._drawn(denoiser)
         evaluation = self.evaluator(images)
         settings = settings_of(self.evaluator, images)
         model = {
             "ema": self.recipe.ema.model_dump(mode="json"),
-            "weights": weights_digest(denoiser),
             "precision": self.recipe.train.precision,
+            **about_model(images.pipe),
         }
-        return evaluation, record_of(model, settings, evaluation, PartialState())
+        return evaluation, record_of(model, settings, evaluation, PartialState()), settings_digest(settings)
 
     def prepare_evaluation(self) -> None:
         """Opens all that evaluations need. Raises `UserError` for what would fail at the first one."""
@@ -130,6 +130,7 @@ class Denoising:
             extractor_weights=settings.extractor_weights,
             option="evaluate.",
         )
+        self.evaluator.prepare_reference()
 
     def _drawn(self, denoiser: ModelMixin) -> DrawnImages:
         sample, settings = self.recipe.sample, self.recipe.evaluate

@@ -12,6 +12,7 @@ from ddpm_hf.data.sampler import split_held_out
 from ddpm_hf.data.sources import open_source
 from ddpm_hf.data.store import PreparedStore
 from ddpm_hf.errors import UserError
+from ddpm_hf.evaluation.extractors import build_extractor
 from ddpm_hf.training.run_folder import RunFolder
 
 
@@ -57,6 +58,12 @@ def prepare_examples(
 
     def check(source: Source) -> None:
         check_sources(recipe, source)
+        if (
+            isinstance(recipe, Recipe)
+            and recipe.evaluate.every is not None
+            and recipe.evaluate.extractor != "classifier"
+        ):
+            build_extractor(recipe.evaluate.extractor, recipe.evaluate.extractor_weights, option="evaluate.")
         if run is not None and (state := run.state()) is not None:
             run.check_origin(recipe, state, source.class_names, codec.identity)
 

@@ -4,6 +4,7 @@ import math
 import signal
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,10 +62,7 @@ class Session:
         self.max_steps = train.max_steps or math.ceil(train.epochs * self.steps_per_epoch)
         self.progress = task.progress = Progress()
         self.saved_step = 0
-        self.scores: dict[str, float] = {}  # measured at `scored_step`, by which the best checkpoint is known
-        self.scored_step = 0
-        if task.evaluate_every is not None:
-            task.prepare_evaluation()
+        self.validation: tuple[int, float] | tuple[None, None] = (None, None)  # step and loss of the last one
         self.meter = Meter(accelerator)
 
     # ---- checkpoints
@@ -160,6 +158,7 @@ class Session:
             raise UserError(
                 f"weights are no longer finite at step {progress.step}; they are not saved, lower train.learning_rate and run again"
             )
+        validated_at, validation_loss = self.validation
         state = {
             "step": progress.step,
             "images_seen": progress.images_seen,
@@ -167,7 +166,7 @@ class Session:
             "processes": self.accelerator.num_processes,
             "skipped_steps": int(self.meter.skipped.item()),
             "training_seconds": self.meter.training_seconds,
-            **(self.scores if self.scored_step == progress.step else {}),
+            "validation_loss": validation_loss if validated_at == progress.step else None,
             "gradient_scaler": self.scaler.state_dict(),
             "class_names": self.examples.store.class_names,
             "images": self.examples.store.content,
@@ -200,22 +199,30 @@ class Session:
     def validate(self, progress: Progress) -> None:
         """The EMA weights on images that are not trained on."""
         measured = self.task.validate(self.ema.model)
-        self._keep_score(progress, validation_loss=measured["validation_loss"])
+        self.validation = (progress.step, measured["validation_loss"])
         self.tracking.log({"step": progress.step, "images_seen": progress.images_seen, **measured})
 
     def evaluate(self, progress: Progress) -> None:
         """Images drawn with the EMA weights, compared with real ones; a record of it in the run folder."""
-        evaluation, record = self.task.evaluate(self.ema.model)
-        if self.accelerator.is_main_process:
+        evaluation, record, settings = self.task.evaluate(self.ema.model)
+
+        def keep() -> None:
             model = {"model": str(self.run.path), "step": progress.step, "images_seen": progress.images_seen}
-            write_record(self.run.evaluations / f"step-{progress.step:08d}.json", model | record)
-        self._keep_score(progress, frechet_distance=evaluation.frechet)
+            if evaluation.frechet is not None:
+                self.checkpoints.note_evaluation(progress.step, evaluation.frechet, settings)
+            write_record(self._record_of(progress), model | record)
+
+        self._on_main_process(keep)
         self.tracking.log({"step": progress.step, "images_seen": progress.images_seen, **evaluation.values})
 
-    def _keep_score(self, progress: Progress, **scores: float | None) -> None:
-        if self.scored_step != progress.step:
-            self.scores, self.scored_step = {}, progress.step
-        self.scores |= scores
+    def _record_of(self, progress: Progress) -> Path:
+        return self.run.evaluations / f"step-{progress.step:08d}.json"
+
+    def _evaluation_is_missing(self) -> bool:
+        """Whether a run ended between a checkpoint and its evaluation, which may take longer than a signal leaves time for."""
+        every, step = self.task.evaluate_every, self.progress.step
+        due = every is not None and step > 0 and step % every == 0
+        return due and self._on_main_process(lambda: not self._record_of(self.progress).is_file())
 
     def draw_samples(self, progress: Progress) -> None:
         """A picture of the same seeds or images each time."""
@@ -241,6 +248,8 @@ class Session:
                 f"{self.run.path} is already trained to step {self.progress.step}; a larger train.max_steps goes on"
             )
             return
+        if self.task.evaluate_every is not None:
+            self.task.prepare_evaluation()
         train, run_seed = self.recipe.train, self.recipe.run.seed
         order = SampleOrder(
             self.examples.train_indices,
@@ -261,7 +270,6 @@ class Session:
         )
         self.tracking = Tracking(self.recipe, self.run, self.accelerator, self.progress.step, self.max_steps)
         stop = StopRequest()
-        self.meter.restart()
 
         def paused(action):
             def event(progress: Progress) -> None:
@@ -277,10 +285,13 @@ class Session:
         if len(self.examples.validation_indices):
             events.append(Event(train.validate_every or train.checkpoint_every, paused(self.validate)))
         events.append(Event(self.recipe.sample.every or train.checkpoint_every, paused(self.draw_samples)))
+        # after what is quick, so that it has been done where its checkpoint is resumed from
+        events.append(Event(train.checkpoint_every, paused(self.save_checkpoint), on_stop=True))
         if self.task.evaluate_every is not None:
             events.append(Event(self.task.evaluate_every, paused(self.evaluate)))
-        # last, so that everything due at a step has been done where its checkpoint is resumed from
-        events.append(Event(train.checkpoint_every, paused(self.save_checkpoint), on_stop=True))
+            if self._evaluation_is_missing():
+                self.evaluate(self.progress)
+        self.meter.restart()
         try:
             training_loop(
                 model=self.model,

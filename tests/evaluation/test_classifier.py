@@ -158,3 +158,22 @@ def test_latents_are_no_images(tmp_path):
     store = make_store(tmp_path / "prepared" / "latents", *stripes(1, 8, 8), latents={"dtype": "float16"})
     with pytest.raises(UserError, match="holds latents"):
         build_extractor("classifier", training_set=store)
+
+
+def test_a_folder_that_cannot_be_written_is_named(few, striped):
+    folder = striped.folder.parent / "classifiers"
+    folder.write_text("in the way")
+    with pytest.raises(
+        UserError, match=r"^--extractor: .*classifiers, where .* cannot be written .*data\.store"
+    ) as error:
+        build_extractor("classifier", training_set=striped)
+    assert "\n" not in str(error.value)
+
+
+def test_a_classifier_that_is_there_needs_no_place_to_write(few, striped, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    first = build_extractor("classifier", training_set=striped)
+    monkeypatch.setattr(classifier, "_alone", refuse)
+    assert build_extractor("classifier", training_set=striped).identity == first.identity

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -124,9 +126,7 @@ def test_class_agreement_is_of_what_was_asked_and_what_is_seen(own_folder, poole
     labels = np.repeat([0, 1], 20)
     labels[:10] = 1
     np.savez("x.npz", images=np.concatenate([dark, bright])[..., None], labels=labels)
-    evaluation = Evaluator(("class_agreement",), state, pooled, pooled, None, 2)(
-        ArchiveImages(own_folder / "x.npz", "x")
-    )
+    evaluation = Evaluator(("class_agreement",), state, pooled, pooled, None)(ArchiveImages(own_folder / "x.npz", "x"))
     assert evaluation.values == {"class_agreement": 0.75}
 
 
@@ -216,8 +216,6 @@ def test_mistakes_are_found_before_any_image_is_read(options, message, folders, 
 
 
 def test_missing_weights_are_told_before_the_reference_is_prepared(folders, state, digits_data):
-    from pathlib import Path
-
     with pytest.raises(UserError, match=r"--extractor: nowhere\.pt: no such file"):
         build(folders, state, extractor="nowhere.pt", reference="train", data=digits_data)
     assert not Path(digits_data.store).exists()
@@ -240,7 +238,7 @@ def test_who_sees_the_classes(classes, classifier, built, folders, digits_data, 
         ("frechet", "class_agreement"), images, state, data=digits_data, extractor="pooled", classifier=classifier
     )
     assert [name for name, *_ in pooled_by_name] == built
-    assert evaluator.num_classes == classes == classes_of(evaluator.classifier, images.shape)
+    assert classes_of(evaluator.classifier, images.shape) == classes
     assert (evaluator.classifier is evaluator.extractor) == (len(built) == 1)
     if "classifier" in built:
         assert len(pooled_by_name[1][2]) == 1797  # trained on the model's own images
@@ -251,5 +249,66 @@ def test_a_classifier_of_other_classes_is_refused(folders, pooled_by_name, state
     images = ArchiveImages(folders["real"].folder.parent / "x.npz", "x")
     with pytest.raises(UserError, match="--classifier: pooled knows 2 classes, the model 3"):
         build_evaluator(("class_agreement",), images, state, classifier="pooled", reference=None)
-    with pytest.raises(UserError, match="classifier: is trained on a recipe's labelled images, and there is none here"):
+    with pytest.raises(
+        UserError, match="--classifier: classifier is trained on a recipe's labelled images, and there is none here"
+    ):
         build_evaluator(("class_agreement",), images, state, reference=None)
+
+
+class Odd(Pooled):
+    """Takes images of 9x9 alone, as a TorchScript file may."""
+
+    def extract(self, images):
+        if images.shape[2:] != (9, 9):
+            raise RuntimeError("The following operation failed:\nshapes cannot be multiplied")
+        return super().extract(images)
+
+
+def test_an_extractor_is_tried_with_the_images_shape(folders, state, monkeypatch):
+    monkeypatch.setattr(evaluate, "build_extractor", lambda *_: Odd())
+    expected = r"extractor: pooled cannot take alike, 1x8x8 \(channels, height, width\): shapes cannot be multiplied"
+    with pytest.raises(UserError, match=f"^--{expected}"):
+        build(folders, state)
+    labelled = ArchiveImages(_archive(labels=np.arange(20) % 2), "x")
+    with pytest.raises(UserError, match=r"^evaluate\.classifier: pooled cannot take x, 1x8x8"):
+        build_evaluator(("class_agreement",), labelled, state, classifier="other", reference=None, option="evaluate.")
+
+
+def test_an_extractor_of_gray_images_is_no_extractor_of_colored_ones(own_folder, pooled, state, monkeypatch):
+    pooled.channels = 1
+    monkeypatch.setattr(evaluate, "build_extractor", lambda *_: pooled)
+    colored = FolderImages(write_images(own_folder / "colored", random_images(20, channels=3)), "x", progress=False)
+    with pytest.raises(UserError, match=r"^--extractor: pooled cannot take x, 3x8x8 .*: pooled takes gray images"):
+        build_evaluator(("frechet",), colored, state, extractor="y", reference=str(colored.folder))
+
+
+def test_published_statistics_are_had_before_images_are_drawn(folders, state, monkeypatch, pooled_by_name):
+    def missing(self):
+        raise UserError(f"{self.called}: cannot be had")
+
+    monkeypatch.setattr(PublishedStatistics, "load", missing)
+    with pytest.raises(UserError, match=r"^--reference: cleanfid:mine:8:train: cannot be had"):
+        build(folders, state, reference="cleanfid:mine:8:train", extractor="inception")
+
+
+def test_manifolds_of_a_very_large_reference_are_refused(folders, pooled_by_name, state, monkeypatch):
+    monkeypatch.setattr(evaluate, "MOST_IMAGES", 59)
+    for metric in ("precision_recall", "density_coverage"):
+        with pytest.raises(UserError, match=f"^--reference_images: {metric} compare.* for its 60; set 59 or fewer"):
+            build(folders, state, metrics=("frechet", metric))
+        assert build(folders, state, metrics=(metric,), reference_images=59)
+    assert build(folders, state, metrics=("kernel",))
+
+
+@pytest.mark.parametrize("metric", ["frechet", "kernel"])
+def test_a_reference_prepared_is_there_when_images_are(metric, folders, pooled, state):
+    evaluator = Evaluator((metric,), state, pooled, None, folders["real"])
+    evaluator.prepare_reference()
+    assert pooled.seen == 60
+    assert evaluator(folders["alike"]).reference_was_cached and pooled.seen == 120
+    Evaluator(("score",), state, pooled).prepare_reference()  # nothing to do
+
+
+def _archive(**arrays):
+    np.savez("archive.npz", images=random_images(20)[..., None], **arrays)
+    return Path("archive.npz")

@@ -129,6 +129,9 @@ def test_a_full_memory_names_what_to_lower(given, pooled, state):
         raise torch.OutOfMemoryError("full")
 
     pooled.extract = fill
+    with pytest.raises(UserError, match="out of memory on cpu, where pooled takes 64 of given at once: end what else"):
+        extract(given, pooled, state)
+    given.read_ahead = False  # as of what a model draws
     with pytest.raises(UserError, match="out of memory on cpu: lower --batch_size, 6"):
         extract(given, pooled, state)
 

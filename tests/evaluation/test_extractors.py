@@ -13,7 +13,7 @@ from torch import nn
 
 from ddpm_hf.errors import UnreachableError, UserError
 from ddpm_hf.evaluation.extractors import EXTRACTORS, build_extractor, inception
-from ddpm_hf.evaluation.extractors.base import resize
+from ddpm_hf.evaluation.extractors.base import Extractor, Features, resize
 from ddpm_hf.evaluation.extractors.efficientnet_lite0 import EfficientNetLite0
 from tests.conftest import ROOT, SHARED
 
@@ -377,3 +377,27 @@ def test_every_extractor_gives_the_same_whatever_is_around_it(extractor):
     assert extractor.identity["name"] == extractor.name and len(extractor.identity["sha256"]) == 64
     with pytest.raises(ValueError, match="uint8"):
         extractor(given.float())
+
+
+def test_features_are_of_whole_float32_and_training_keeps_its_own():
+    """TF32, which changes features on NVIDIA's GPUs, is off while they are computed, and afterwards what it was."""
+
+    class Asking(Extractor):
+        name, dimensions, has_probabilities, device = "asking", 1, False, torch.device("cpu")
+
+        def extract(self, images):
+            asked.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            if len(asked) == 2:
+                raise RuntimeError("fails")
+            return Features(torch.zeros(len(images), 1), None)
+
+    asked, before = [], (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    try:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        Asking()(images(1, 3, 8, 8))
+        with pytest.raises(RuntimeError, match="fails"):
+            Asking()(images(1, 3, 8, 8))
+        assert asked == [(False, False)] * 2
+        assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -164,3 +164,26 @@ def test_some_of_other_images_are_always_the_same(tmp_path):
     assert len(set(chosen.indices)) == 5 and (np.diff(chosen.indices) > 0).all()
     assert chosen.content == again.content not in (more.content, images.content)
     assert chosen.describe()["chosen"] == "5 of 20, at random by seed 0"
+
+
+@pytest.mark.parametrize(
+    "harm", ["an array", "cut", "no archive", "garbled", "labels too few", "labels of another kind"]
+)
+def test_an_archive_that_is_none_is_told_in_one_line(harm, own_folder):
+    images, path = random_images(6)[..., None], own_folder / "x.npz"
+    labels = {"labels too few": np.arange(5), "labels of another kind": np.ones(6)}.get(harm, np.arange(6))
+    np.savez_compressed(path, images=images, labels=labels)
+    content = bytearray(path.read_bytes())
+    if harm == "an array":
+        with open(path, "wb") as file:
+            np.save(file, images)
+    elif harm == "cut":
+        path.write_bytes(content[:-40])
+    elif harm == "no archive":
+        path.write_bytes(b"PK\x03\x04" + bytes(100))
+    elif harm == "garbled":
+        content[60:110] = bytes(50)
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"^x: (cannot be read as an \.npz file|its labels are)") as error:
+        ArchiveImages(path, "x")
+    assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ from ddpm_hf.build import build_denoiser
 from ddpm_hf.config import load_recipe
 from ddpm_hf.diffusion.objective import Objective
 from ddpm_hf.diffusion.schedule import build_scheduler
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import ProcessError, UserError
 from ddpm_hf.evaluation.images import Chosen
 from ddpm_hf.evaluation.likelihood import bits_per_dimension
 from ddpm_hf.evaluation.reference import training_images
@@ -139,3 +139,13 @@ def test_models_without_a_bound(images, state, tiny_unet):
     latent = ImageGenerationPipeline(tiny_unet, DDPMScheduler(12), UNet2DModel.from_config(tiny_unet.config))
     with pytest.raises(UserError, match="is of 8-bit pixels; this model works on latents"):
         bits_per_dimension(latent, images, state)
+
+
+def test_a_mistake_that_one_process_meets_is_its_own(images, state, monkeypatch):
+    def broken(indices):
+        raise UserError("0001.png: is not an image")
+
+    pipe, _ = model()
+    monkeypatch.setattr(images, "read", broken)
+    with pytest.raises(ProcessError, match=r"0001\.png: is not an image"):
+        bits_per_dimension(pipe, images, state)

@@ -83,3 +83,15 @@ def test_a_set_no_larger_than_the_neighbourhood_is_refused():
     with pytest.raises(UserError, match="5 neighbours needs at least 6 images in each set; the smaller has 5"):
         compare_manifolds(gaussian(0, 50), gaussian(1, 5))
     assert compare_manifolds(gaussian(0, 6), gaussian(0, 6)).precision == 1
+
+
+@pytest.mark.parametrize(("most", "shown"), [(29, True), (30, False)])
+def test_many_images_have_a_bar_that_ends_full(most, shown, monkeypatch, capsys):
+    monkeypatch.setattr(manifold, "SHOWN", most)
+    bars = []
+    bar = manifold.tqdm
+    monkeypatch.setattr(manifold, "tqdm", lambda **options: bars.append(bar(**options)) or bars[0])
+    compare_manifolds(gaussian(0, 20), gaussian(1, 30))
+    assert ("comparing manifolds" in capsys.readouterr().err) == shown
+    if shown:
+        assert bars[0].n == bars[0].total == 70

@@ -1,11 +1,13 @@
 import json
 
 import pytest
+import torch
 
+from ddpm_hf.codec import weights_digest
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.evaluate import Evaluator
 from ddpm_hf.evaluation.images import Chosen, DrawnImages, FolderImages
-from ddpm_hf.evaluation.records import record_of, settings_digest, settings_of, table, write_record
+from ddpm_hf.evaluation.records import about_model, record_of, settings_digest, settings_of, table, write_record
 from ddpm_hf.evaluation.reference import PublishedStatistics
 from ddpm_hf.sampling import Sampling
 from tests.evaluation.conftest import random_images, write_images
@@ -48,7 +50,8 @@ def test_the_record_holds_every_setting_that_matters(made, real):
     assert {"sampling_seconds", "images_per_second", "extraction_seconds", "metrics_seconds", "total_seconds"} <= set(
         record["times"]
     )
-    assert set(record["versions"]) == {"ddpm_hf", "torch", "diffusers", "clean-fid", "numpy", "python"}
+    packages = {"torch", "torchvision", "diffusers", "transformers", "clean-fid", "numpy", "pillow"}
+    assert set(record["versions"]) == {"ddpm_hf", "python", *packages}
     assert record["processes"] == 1 and record["device"].startswith("cpu") and record["date"]
 
 
@@ -97,3 +100,15 @@ def test_a_record_is_written_whole(own_folder):
     (own_folder / "file").write_text("")
     with pytest.raises(UserError, match=r"file/record\.json cannot be written"):
         write_record(own_folder / "file" / "record.json", {})
+
+
+def test_what_a_record_says_of_the_model(tiny_pipe):
+    about = json.loads(json.dumps(about_model(tiny_pipe)))
+    assert about["weights"] == weights_digest(tiny_pipe.unet)
+    assert (about["autoencoder"], about["variance_exponent"]) == (None, None)
+    scheduler = about["scheduler"]
+    assert (scheduler["class"], scheduler["num_train_timesteps"]) == ("DDPMScheduler", 50)
+    assert {"beta_schedule", "beta_start", "prediction_type", "clip_sample", "variance_type"} <= set(scheduler)
+    assert not any(name.startswith("_") for name in scheduler)
+    tiny_pipe.vae = torch.nn.Linear(2, 2)
+    assert about_model(tiny_pipe)["autoencoder"] == weights_digest(tiny_pipe.vae)

@@ -211,3 +211,12 @@ def test_published_statistics_that_cannot_be_had(published, monkeypatch):
         open_("cleanfid:yours:32:test").load()
     with pytest.raises(UserError, match="--reference_images: published statistics are of all their images"):
         open_("cleanfid:mine:32:test", number=5)
+
+
+def test_statistics_that_cannot_be_kept_are_used(images, own_folder, state, caplog):
+    (own_folder / "prepared").write_text("in the way")
+    for _ in range(2):
+        found, cached_before = reference_statistics(images, Pooled(), state, features=False)
+        assert found.moments.count == 20 and not cached_before
+    (warning,) = caplog.messages
+    assert "statistics cannot be written" in warning and "\n" not in warning

@@ -94,3 +94,10 @@ def test_evaluations_during_training_use_the_studys_extractor(make):
     assert make(settings=every).trainings["tiny"].recipe.evaluate.extractor == "classifier"
     other = make(settings={**every, "evaluate.extractor": "inception"})
     assert other.trainings["tiny"].recipe.evaluate.extractor == "inception"
+
+
+def test_a_label_may_be_of_one_scale(make):
+    edits = ("set: {model.block", "full: {label: as published}, set: {model.block")
+    assert make(edits).file.label("ddim_5") == "DDIM, 5 steps"
+    assert make(edits, ("label: the smaller", "eta: 0.0")).file.label("tiny") == "tiny"
+    assert make(edits, ("label: the smaller", "eta: 0.0"), scale="full").file.label("tiny") == "as published"

@@ -93,6 +93,13 @@ def test_orders_of_several(results, claim, finding):
     assert judge(Claim(text="so", by="frechet", **claim), table, found).finding == finding
 
 
+def test_the_reports_figures_are_looked_for_in_its_other_tables_too(results):
+    other = "tables:\n  - {title: Other, columns: [frechet], rows: [{of: ddim_5, reported: {frechet: 44.32}}]}\n"
+    found = results({"large": 4.0, "ddim_5": 8.0}, ("tables:\n", other))
+    claim = Claim(text="so", by="frechet", rises=("large", "ddim_5"))
+    assert judge(claim, found.plan.file.study.tables[1], found).text.endswith("The report: 2.5 < 44.32.")
+
+
 def test_kernel_distances_are_told_apart_by_their_standard_errors(results):
     def found(error):
         two = {

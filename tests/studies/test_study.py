@@ -1,5 +1,7 @@
 """Reading a study: what it stands for, and mistakes in one line."""
 
+from pathlib import Path
+
 import pytest
 
 from ddpm_hf.errors import UserError
@@ -78,3 +80,11 @@ def test_a_mistake_in_a_recipe_comes_before_the_first_training(make):
         make(("model.block_out_channels:", "model.widths:"))
     with pytest.raises(UserError, match=r"quickstrat: no such recipe file; did you mean quickstart\?"):
         make(("{recipe: quickstart, label", "{recipe: quickstrat, label"))
+
+
+def test_the_example_in_the_docs_is_a_study(tmp_path):
+    docs = Path(__file__).parent.parent.parent / "docs" / "studies.md"
+    example = docs.read_text().split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "mine.yaml").write_text(example)
+    file = load_study(str(tmp_path / "mine.yaml"))
+    assert file.members("narrow") == ["narrow_10", "narrow_20"]

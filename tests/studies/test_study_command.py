@@ -46,6 +46,7 @@ def start(tmp_path, write_study):
         (["--scal", "full"], (), "--scal: no such option; did you mean --scale?"),
         (["--train.max_stepz", "3"], (), "--train.max_stepz: no such option; did you mean --train.max_steps?"),
         (["--train.max_steps", "few"], (), "variants.large: --train.max_steps: 'few' should be a whole number"),
+        (["--run.name", "mine"], (), "--run.name: a study's runs have their variants' names; --out chooses its folder"),
         ([], [("titl", "tilt")], "tilte: no such setting; did you mean title?"),
     ],
 )

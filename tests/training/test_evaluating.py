@@ -1,6 +1,7 @@
 """Evaluations during training: records, logged metrics, the best checkpoint."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from safetensors.torch import load_file
 from ddpm_hf.cli import main
 from ddpm_hf.config import load_recipe
 from ddpm_hf.errors import UserError
+from ddpm_hf.training.checkpoints import Checkpoints
+from tests.training.test_processes import finish, launch
 
 EVALUATED = {
     "evaluate.every": 4,
@@ -59,18 +62,37 @@ def test_the_best_checkpoint_is_the_one_evaluated_best(tiny_recipe, build_sessio
     evaluate = session.task.evaluate
 
     def with_distance(denoiser):
-        evaluation, record = evaluate(denoiser)
+        evaluation, *rest = evaluate(denoiser)
         evaluation.frechet = next(distances)
-        return evaluation, record
+        return evaluation, *rest
 
     session.task.evaluate = with_distance
     session.train()
     folder = session.run.checkpoints
     assert (folder / "best").read_text() == "step-00000004\n"
     assert sorted(path.name for path in folder.glob("step-*")) == ["step-00000004", "step-00000008"]
-    state = json.loads((folder / "step-00000004" / "state.json").read_text())
-    assert state["frechet_distance"] == 1.0
-    assert state["validation_loss"] > 0
+    assert json.loads((folder / "step-00000004" / "evaluation.json").read_text())["frechet_distance"] == 1.0
+
+
+def test_distances_of_other_settings_are_not_compared(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, distance, settings in ((1, 5.0, "few images"), (2, 9.0, "many images"), (3, 8.0, "many images")):
+        checkpoints.save({"step": step}, {"model": {"w": torch.zeros(3)}})
+        checkpoints.note_evaluation(step, distance, settings)
+    assert (tmp_path / "best").read_text() == "step-00000003\n"
+    checkpoints.note_evaluation(7, 1.0, "many images")  # of no checkpoint
+    assert (tmp_path / "best").read_text() == "step-00000003\n"
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(tiny_recipe, build_session):
+    session = build_session(tiny_recipe(**EVALUATED, **{"train.max_steps": 4}))
+    session.train()
+    record = session.run.evaluations / "step-00000004.json"
+    before = json.loads(record.read_text())["metrics"]
+    record.unlink()
+    build_session(tiny_recipe(**EVALUATED)).train()
+    assert json.loads(record.read_text())["metrics"] == before
+    assert (session.run.evaluations / "step-00000008.json").is_file()
 
 
 def test_the_command_measures_what_training_did(tiny_recipe, build_session, capsys):
@@ -103,7 +125,9 @@ def test_the_command_measures_what_training_did(tiny_recipe, build_session, caps
         ours = json.load(file)
     theirs = json.loads((session.run.path / "evaluations" / "step-00000008.json").read_text())
     key = "frechet_distance_classifier"
-    assert ours["metrics"][key] == pytest.approx(theirs["metrics"][key], rel=1e-4)
+    assert ours["metrics"][key] == pytest.approx(
+        theirs["metrics"][key], rel=1e-3
+    )  # a gray level may round the other way
     assert ours["reference"] == theirs["reference"]
     assert ours["weights"] == theirs["weights"]
     assert ours["ema"] == theirs["ema"]
@@ -121,7 +145,8 @@ def test_the_command_measures_what_training_did(tiny_recipe, build_session, caps
 def test_mistakes_come_before_the_first_step(overrides, message, tiny_recipe, build_session):
     recipe = tiny_recipe(**{**EVALUATED, **overrides})
     with pytest.raises(UserError, match=message):
-        build_session(recipe)
+        build_session(recipe).train()
+    assert not (Path(recipe.run.output_dir) / recipe.run.name / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -140,3 +165,32 @@ def test_mistakes_come_before_the_first_step(overrides, message, tiny_recipe, bu
 def test_contradictions_in_a_recipe(overrides, message):
     with pytest.raises(UserError, match=message):
         load_recipe("quickstart", overrides)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_together_and_resume(tiny_recipe, tmp_path, capsys):
+    """Their figures are those of one process that draws from what they trained."""
+    recipe = tiny_recipe(**EVALUATED, **{"evaluate.metrics": ["frechet", "kernel"], "train.max_steps": 4})
+    run = Path(recipe.run.output_dir) / recipe.run.name
+    finish(launch(recipe, tmp_path, processes=2))
+    assert "frechet_distance_classifier" in logged(run)[-1]
+    longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 8})})
+    finish(launch(longer, tmp_path, processes=2))
+    theirs = json.loads((run / "evaluations" / "step-00000008.json").read_text())
+    assert (theirs["processes"], theirs["num_images"], theirs["distinct_images"]) == (2, 12, 12)
+    command = [
+        "evaluate",
+        str(run),
+        "--extractor",
+        "classifier",
+        "--metrics",
+        "frechet",
+        "kernel",
+        "--num_images",
+        "12",
+    ]
+    options = ["--reference_images", "40", "--steps", str(recipe.sample.steps), "--sampler", recipe.sample.sampler]
+    main([*command, *options, "--out", "record.json"])
+    ours = json.loads(Path("record.json").read_text())
+    assert ours["weights"] == theirs["weights"]
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-2)

@@ -43,8 +43,7 @@ def launch(recipe, tmp_path, processes=1, script="train_unconditional.py", **env
             "torch.distributed.run",
             "--nproc_per_node",
             str(processes),
-            "--master_port",
-            str(random.randint(20000, 60000)),
+            "--standalone",
         ]
     command = [*launcher, script, "--config", str(file)]
     return subprocess.Popen(

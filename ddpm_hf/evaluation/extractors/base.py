@@ -2,6 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +51,8 @@ class Extractor(ABC):
         if images.shape[1] > self.channels:
             raise UserError(f"{self.name} takes gray images, with one channel, and these have {images.shape[1]}")
         on_processor = self.device.type == "cpu"
-        with torch.autocast(self.device.type, enabled=False):  # features in half precision are other features
+        # features in half precision are other features
+        with _whole_float32(), torch.autocast(self.device.type, enabled=False):
             found = [self.extract(some) for some in images.split(self.at_once if on_processor else len(images))]
         values = torch.cat([some.values for some in found])
         return Features(values, torch.cat([some.probabilities for some in found]) if self.has_probabilities else None)
@@ -61,6 +64,20 @@ class Extractor(ABC):
     def to_input(self, images: torch.Tensor) -> torch.Tensor:
         """The images on the network's device, float32 in [0, 255], with its channels."""
         return images.to(self.device).float().expand(-1, self.channels, -1, -1)
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Without TF32, which keeps ten bits of a factor on NVIDIA's GPUs, and which training may have turned on."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

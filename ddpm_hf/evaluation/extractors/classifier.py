@@ -50,7 +50,13 @@ class Classifier(Extractor):
         _check(store, option)
         self.device, self.channels = torch.device(device), store.channels
         self._size = _size(store)
-        path, about = _trained(store, self._size, self.device)
+        try:
+            path, about = _trained(store, self._size, self.device)
+        except OSError as error:
+            raise UserError(
+                f"{option}extractor: {_folder(store)}, where the classifier is kept, cannot be written"
+                f" ({error.strerror or error}); name a store that lies elsewhere by data.store, or make room"
+            ) from None
         with torch.device("meta"):  # draws no weights only to replace them
             network = Network(store.channels, len(store.class_names), self._size)
         network.load_state_dict(load_file(path), assign=True)
@@ -127,6 +133,10 @@ def _fitted(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return resize(images, size).round()
 
 
+def _folder(store: PreparedStore) -> Path:
+    return store.folder.parent / "classifiers"
+
+
 def _trained(store: PreparedStore, size: tuple[int, int], device: torch.device) -> tuple[Path, dict]:
     """The weights' file and what is known of it. Of several processes one trains, the others wait for it."""
     key = {
@@ -134,12 +144,13 @@ def _trained(store: PreparedStore, size: tuple[int, int], device: torch.device) 
         "classes": len(store.class_names),
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    folder = store.folder.parent / "classifiers"
+    folder = _folder(store)
     path, described = folder / f"{digest}.safetensors", folder / f"{digest}.json"
+    if (about := _kept(path, described, key)) is not None:  # in a folder that may be another's, to read
+        return path, about
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / f".{digest}.lock"):
-        about = read_json(described)
-        if about is not None and about["key"] == key and path.is_file() and sha256_of(path) == about["sha256"]:
+        if (about := _kept(path, described, key)) is not None:
             return path, about
         network, accuracy = train(store, size, device)
         with replacing(path) as file:
@@ -147,6 +158,12 @@ def _trained(store: PreparedStore, size: tuple[int, int], device: torch.device) 
         about = {"key": key, "sha256": sha256_of(path), "accuracy": accuracy, "class_names": store.class_names}
         write_json(described, about)
     return path, about
+
+
+def _kept(path: Path, described: Path, key: dict) -> dict | None:
+    about = read_json(described)
+    whole = about is not None and about["key"] == key and path.is_file() and sha256_of(path) == about["sha256"]
+    return about if whole else None
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Inception(Extractor):
         self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
         self.identity = {
             "name": self.name,
-            "weights": FILE,
+            "weights": path.name,
             "sha256": sha256_of(path),
             "resize": f"clean-fid's: {SIZE}x{SIZE}, bicubic with antialias",
             "dimensions": self.dimensions,
