@@ -10,7 +10,7 @@ from ddpm_hf.config.base import Section
 from ddpm_hf.config.files import differences, dump_recipe, load_recipe, parse_value, recipe_kind
 from ddpm_hf.config.messages import did_you_mean
 from ddpm_hf.config.recipes import AnyRecipe, AutoencoderRecipe, Recipe, section_kinds, setting_keys
-from ddpm_hf.config.sections import EMA, Autoencoder, Condition, Data, Diffusion, Evaluate, Grid, Sample, Train
+from ddpm_hf.config.sections import EMA, Autoencoder, Condition, Data, Diffusion, Evaluate, Grid, Hub, Sample, Train
 
 __all__ = [
     "EMA",
@@ -23,6 +23,7 @@ __all__ = [
     "Diffusion",
     "Evaluate",
     "Grid",
+    "Hub",
     "Recipe",
     "Reconstruction",
     "Sample",

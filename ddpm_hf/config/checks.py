@@ -1,5 +1,6 @@
 """Settings that contradict each other."""
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ def check_denoiser(recipe: "Recipe") -> None:
     _check_condition(recipe)
     _check_sampling(recipe)
     _check_evaluation(recipe)
+    _check_pushing(recipe)
 
 
 def check_autoencoder(recipe: "AutoencoderRecipe") -> None:
@@ -271,17 +273,30 @@ def _check_evaluation(recipe: "Recipe") -> None:
         raise _contradiction(
             "evaluate.metrics", "class_agreement is for a conditional model; set condition.num_classes"
         )
-    every, checkpoint_every = recipe.evaluate.every, recipe.train.checkpoint_every
-    if every is not None and every % checkpoint_every:
-        near = checkpoint_every * max(1, round(every / checkpoint_every))
-        raise _contradiction(
-            "evaluate.every",
-            f"{every} is no multiple of train.checkpoint_every, {checkpoint_every}, so that what is measured best might not"
-            f" be saved; {near} is",
-        )
+    _check_at_checkpoints("evaluate.every", recipe.evaluate.every, recipe, "what is measured best might not be saved")
     if recipe.evaluate.reference == "validation" and not (recipe.data.held_out or recipe.data.validation_split):
         raise _contradiction(
             "evaluate.reference", "validation needs data.held_out or data.validation_split; set one, or take train"
+        )
+
+
+REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # the Hub's client knows the finer rules
+
+
+def _check_pushing(recipe: "Recipe") -> None:
+    repo_id = recipe.hub.repo_id
+    if repo_id is not None and not REPO_ID.fullmatch(repo_id):
+        raise _contradiction("hub.repo_id", f"{repo_id!r} should be OWNER/NAME, such as you/digits")
+    _check_at_checkpoints("hub.push_every", recipe.hub.push_every, recipe, "there might be nothing new to push")
+
+
+def _check_at_checkpoints(key: str, every: int | None, recipe: "Recipe", otherwise: str) -> None:
+    checkpoint_every = recipe.train.checkpoint_every
+    if every is not None and every % checkpoint_every:
+        near = checkpoint_every * max(1, round(every / checkpoint_every))
+        raise _contradiction(
+            key,
+            f"{every} is no multiple of train.checkpoint_every, {checkpoint_every}, so that {otherwise}; {near} is",
         )
 
 

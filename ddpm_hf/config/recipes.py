@@ -16,6 +16,7 @@ from ddpm_hf.config.sections import (
     Diffusion,
     Evaluate,
     Grid,
+    Hub,
     Run,
     Sample,
     Track,
@@ -37,6 +38,7 @@ class Recipe(Section):
     sample: Sample = Sample()
     evaluate: Evaluate = Evaluate()
     track: Track = Track()
+    hub: Hub = Hub()
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:

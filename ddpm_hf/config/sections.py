@@ -257,3 +257,22 @@ class Track(Section):
     )
     project: str = setting("ddpm_hf", "project name at the trackers", may_change=True)
     log_every: int = setting(50, "optimizer steps between logged lines", ge=1, may_change=True)
+
+
+class Hub(Section):
+    """Publishes the model while it is trained, as `ddpm-hf publish --push` does."""
+
+    repo_id: str | None = setting(
+        None, "the repository that the model is pushed to, OWNER/NAME; none if not given", may_change=True
+    )
+    push_every: int | None = setting(
+        None,
+        "optimizer steps between pushes, a multiple of train.checkpoint_every; only in the end if not given",
+        ge=1,
+        may_change=True,
+    )
+    private: bool = setting(False, "make the repository private if it has to be created", may_change=True)
+    revision: str | None = setting(None, "the branch that is pushed to; main if not given", may_change=True)
+    license: str | None = setting(
+        None, "the model's license on its card, by the Hub's name for it, such as apache-2.0", may_change=True
+    )
