@@ -17,12 +17,17 @@ from ddpm_hf.training.script import dry_run, is_main_process
 
 def main() -> None:
     recipe, is_dry_run = read_recipe(__doc__, kind=AutoencoderRecipe)
+    if is_dry_run:
+        return dry_run(_with_perceptual_loss(recipe))
+    train(recipe)
 
+
+def train(recipe: AutoencoderRecipe) -> None:
+    """Trains to the end, from the newest checkpoint in the recipe's run folder if there is one."""
     # heavy imports only now, so that --help and mistakes in a recipe answer at once
     import torch
     from accelerate.utils import broadcast_object_list
 
-    from ddpm_hf.autoencoder.perceptual import choose_perceptual
     from ddpm_hf.build import build_autoencoder
     from ddpm_hf.codec import PixelCodec
     from ddpm_hf.training.accelerator import build_accelerator
@@ -31,19 +36,25 @@ def main() -> None:
     from ddpm_hf.training.run_folder import open_run
     from ddpm_hf.training.session import Session
 
+    recipe = _with_perceptual_loss(recipe)
+    accelerator = build_accelerator(recipe)
+    [recipe] = broadcast_object_list([recipe])  # what is at hand on the first machine decides
+    with open_run(recipe, accelerator) as run:
+        torch.manual_seed(recipe.run.seed)
+        trainee = build_autoencoder(recipe)
+        examples = prepare_examples(recipe, PixelCodec(), run)
+        task = Autoencoding(recipe, trainee, examples, accelerator)
+        Session(recipe, task, examples, run, accelerator).train()
+
+
+def _with_perceptual_loss(recipe: AutoencoderRecipe) -> AutoencoderRecipe:
+    """With `auto` resolved; says what it came to."""
+    from ddpm_hf.autoencoder.perceptual import choose_perceptual
+
     recipe, why = choose_perceptual(recipe)
     if is_main_process():
         print(why, file=sys.stderr)
-    if is_dry_run:
-        return dry_run(recipe)
-    accelerator = build_accelerator(recipe)
-    [recipe] = broadcast_object_list([recipe])  # what is at hand on the first machine decides
-    run = open_run(recipe, accelerator)
-    torch.manual_seed(recipe.run.seed)
-    trainee = build_autoencoder(recipe)
-    examples = prepare_examples(recipe, PixelCodec(), run)
-    task = Autoencoding(recipe, trainee, examples, accelerator)
-    Session(recipe, task, examples, run, accelerator).train()
+    return recipe
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ recipe the model is told the images' labels, and can be guided. For latents ther
 """
 
 from ddpm_hf.cli.recipes import read_recipe
+from ddpm_hf.config import Recipe
 from ddpm_hf.errors import UserError, one_line_errors
 from ddpm_hf.training.script import dry_run, warn
 
@@ -19,7 +20,11 @@ def main() -> None:
     warn(recipe)
     if is_dry_run:
         return dry_run(recipe)
+    train(recipe)
 
+
+def train(recipe: Recipe) -> None:
+    """Trains to the end, from the newest checkpoint in the recipe's run folder if there is one."""
     # heavy imports only now, so that --help and mistakes in a recipe answer at once
     import torch
 
@@ -33,14 +38,14 @@ def main() -> None:
     from ddpm_hf.training.session import Session
 
     accelerator = build_accelerator(recipe)
-    run = open_run(recipe, accelerator)
-    torch.manual_seed(recipe.run.seed)
-    denoiser = build_denoiser(recipe)
-    scheduler = build_scheduler(recipe.diffusion)
-    codec = PixelCodec()
-    examples = prepare_examples(recipe, codec, run)
-    task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
-    Session(recipe, task, examples, run, accelerator).train()
+    with open_run(recipe, accelerator) as run:
+        torch.manual_seed(recipe.run.seed)
+        denoiser = build_denoiser(recipe)
+        scheduler = build_scheduler(recipe.diffusion)
+        codec = PixelCodec()
+        examples = prepare_examples(recipe, codec, run)
+        task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
+        Session(recipe, task, examples, run, accelerator).train()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
 from ddpm_hf.config import AnyRecipe, Train
@@ -30,6 +31,15 @@ def build_accelerator(recipe: AnyRecipe) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
         ],
     )
+
+
+def forget_accelerator() -> None:
+    """Lets the next training or evaluation of this process choose precision and device for itself.
+
+    Accelerate keeps both for the whole process, where a command needs them once. Joined processes stay joined.
+    """
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def check_precision(train: Train) -> None:

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
@@ -42,6 +42,12 @@ class RunFolder:
 
     def release(self) -> None:
         self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()  # at once, whatever ended the training: a notebook's process lives on
 
     def state(self) -> dict[str, Any] | None:
         """What the newest checkpoint says of itself, not looking whether it is whole; None without one."""
@@ -111,7 +117,7 @@ class RunFolder:
 
 
 def open_run(recipe: AnyRecipe, accelerator: Accelerator) -> RunFolder:
-    """The recipe's run folder, held by this launch.
+    """The recipe's run folder, held by this launch until it is released.
 
     Raises `UserError` where it is in use or was begun with another recipe: before images are prepared, which may take long.
     """

@@ -1,6 +1,7 @@
 """Ends a run between two steps when it is asked to: SIGTERM, as schedulers send it, or Ctrl-C."""
 
 import signal
+import threading
 import time
 from datetime import timedelta
 
@@ -18,7 +19,9 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._since = 0.0
-        self._handlers = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():  # no other may
+            self._handlers = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
         # Processes agree over the host's network, beside the devices' own: asking never waits for a device.
         self._group = (
             distributed.new_group(backend="gloo", timeout=timedelta(days=1)) if distributed.is_initialized() else None
