@@ -1,0 +1,1 @@
+"""From a run folder to the folder that the Hub shows, and there."""
