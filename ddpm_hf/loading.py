@@ -18,7 +18,7 @@ def load_pipeline(source: str) -> ImageGenerationPipeline:
     Code that lies beside the weights is never run: this package has its own of the same name, or refuses.
     """
     path = Path(source)
-    if (path / "checkpoints").is_dir() or (path / "recipe.yaml").is_file():
+    if is_run(path):
         if (path / "autoencoder").is_dir():
             raise UserError(
                 f"{source}: an autoencoder's run; a denoiser of its latents, of train_cfg_latent.py, is what draws"
@@ -43,6 +43,12 @@ def load_pipeline(source: str) -> ImageGenerationPipeline:
     pipe.unet.eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's; a published model has a recipe too, but its pipeline beside it."""
+    marked = (folder / "checkpoints").is_dir() or (folder / "recipe.yaml").is_file()
+    return marked and not (folder / "model_index.json").is_file()
 
 
 def _load(source: str, parts: dict[str, list], index: dict) -> ImageGenerationPipeline:

@@ -17,8 +17,8 @@ from ddpm_hf.evaluation.images import DrawnImages
 from ddpm_hf.evaluation.records import about_model, record_of, settings_digest, settings_of
 from ddpm_hf.evaluation.reference import pixels
 from ddpm_hf.export import save_pipeline
-from ddpm_hf.pictures import class_grid, grid
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
+from ddpm_hf.sample_grid import sample_grid, sampling_of_recipe
 from ddpm_hf.sampling import Sampling
 from ddpm_hf.training.examples import Examples
 from ddpm_hf.training.shared import draw_together, validation_loss
@@ -133,38 +133,20 @@ class Denoising:
         self.evaluator.prepare_reference()
 
     def _drawn(self, denoiser: ModelMixin) -> DrawnImages:
-        sample, settings = self.recipe.sample, self.recipe.evaluate
+        settings = self.recipe.evaluate
         return DrawnImages(
             self.pipeline(denoiser),
             settings.num_images,
-            self._sampling(sample.guidance_scale),
+            sampling_of_recipe(self.recipe),
             batch_size=settings.batch_size,
             autocast=self.accelerator.autocast,
         )
 
-    def _sampling(self, guidance_scale: float) -> Sampling:
-        sample = self.recipe.sample
-        interval = None if guidance_scale == 1 else sample.guidance_interval
-        decoded = self.recipe.autoencoder.batch_size
-        return Sampling(sample.sampler, sample.steps, sample.eta, None, guidance_scale, interval, decoded)
-
     def picture(self, denoiser: ModelMixin) -> Image.Image:
-        """A grid of the same seeds each time; of a conditional model, a row a class, and guidance scales side by side."""
-        sample, num_classes = self.recipe.sample, self.recipe.condition.num_classes
+        """The recipe's grid, of the same seeds each time."""
 
-        def draw(seeds: list[int], scale: float) -> np.ndarray:
-            pipe, sampling = self.pipeline(denoiser), self._sampling(scale)
-            return draw_together(pipe, seeds, sample.batch_size, sampling, self.accelerator)
+        def draw(seeds: list[int], sampling: Sampling) -> np.ndarray:
+            pipe, at_once = self.pipeline(denoiser), self.recipe.sample.batch_size
+            return draw_together(pipe, seeds, at_once, sampling, self.accelerator)
 
-        if num_classes is None:
-            return grid(draw(list(range(sample.seed, sample.seed + sample.num_images)), 1.0))
-        scales = sample.grid_guidance_scales or tuple(dict.fromkeys((1.0, sample.guidance_scale)))
-        rows = min(num_classes, 20, max(1, sample.num_images // len(scales)))
-        columns = max(1, sample.num_images // (rows * len(scales)))
-        classes = np.linspace(0, num_classes - 1, rows).round().astype(int)
-        # an image's class is its seed modulo the number of classes
-        first = -(-sample.seed // num_classes) * num_classes
-        seeds = [int(first + k * num_classes + label) for label in classes for k in range(columns)]
-        drawn = np.stack([draw(seeds, scale) for scale in scales], axis=1)  # uint8 (rows * columns, scales, C, H, W)
-        images = drawn.reshape(rows, columns, len(scales), *drawn.shape[2:]).swapaxes(1, 2)
-        return class_grid(images, scales, [self.examples.store.class_names[label] for label in classes])
+        return sample_grid(self.recipe, self.examples.store.class_names, draw)

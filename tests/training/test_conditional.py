@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from ddpm_hf import sample_grid
 from ddpm_hf.cli import main
 from ddpm_hf.data.dataset import check_validation_labels
 from ddpm_hf.data.prepare import prepare, validation_data
@@ -15,7 +16,6 @@ from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import class_grid
 from ddpm_hf.sampling import Sampling, draw_images
-from ddpm_hf.training import denoising
 from ddpm_hf.training.checkpoints import Checkpoints
 from tests.conftest import same_tensors
 
@@ -135,7 +135,7 @@ def test_the_grid_during_training_is_guided_as_the_recipe_says(tiny_recipe, buil
     """Another scale, another interval, another grid; the weights, of which it is drawn, are the same."""
     grids, weights, drawn = [], [], []
     monkeypatch.setattr(
-        denoising, "class_grid", lambda images, *names: drawn.append(images) or class_grid(images, *names)
+        sample_grid, "class_grid", lambda images, *names: drawn.append(images) or class_grid(images, *names)
     )
     for n, sample in enumerate(
         (
