@@ -34,6 +34,7 @@ def train(recipe: Recipe) -> None:
     from ddpm_hf.autoencoder.pretrained import load_codec
     from ddpm_hf.build import build_denoiser
     from ddpm_hf.diffusion.schedule import build_scheduler
+    from ddpm_hf.publishing.background import pushing
     from ddpm_hf.training.accelerator import build_accelerator
     from ddpm_hf.training.denoising import Denoising
     from ddpm_hf.training.examples import prepare_examples
@@ -41,14 +42,14 @@ def train(recipe: Recipe) -> None:
     from ddpm_hf.training.session import Session
 
     accelerator = build_accelerator(recipe)
-    with open_run(recipe, accelerator) as run:
+    with open_run(recipe, accelerator) as run, pushing(recipe, run, accelerator) as push:
         torch.manual_seed(recipe.run.seed)
         denoiser = build_denoiser(recipe)
         scheduler = build_scheduler(recipe.diffusion, clip_sample=False)  # latents have no bounds
         codec = load_codec(recipe.autoencoder, recipe.data, accelerator.device)
         examples = prepare_examples(recipe, codec, run, is_main=accelerator.is_main_process)
         task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
-        Session(recipe, task, examples, run, accelerator).train()
+        Session(recipe, task, examples, run, accelerator, push).train()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def train(recipe: Recipe) -> None:
     from ddpm_hf.build import build_denoiser
     from ddpm_hf.codec import PixelCodec
     from ddpm_hf.diffusion.schedule import build_scheduler
+    from ddpm_hf.publishing.background import pushing
     from ddpm_hf.training.accelerator import build_accelerator
     from ddpm_hf.training.denoising import Denoising
     from ddpm_hf.training.examples import prepare_examples
@@ -38,14 +39,14 @@ def train(recipe: Recipe) -> None:
     from ddpm_hf.training.session import Session
 
     accelerator = build_accelerator(recipe)
-    with open_run(recipe, accelerator) as run:
+    with open_run(recipe, accelerator) as run, pushing(recipe, run, accelerator) as push:
         torch.manual_seed(recipe.run.seed)
         denoiser = build_denoiser(recipe)
         scheduler = build_scheduler(recipe.diffusion)
         codec = PixelCodec()
         examples = prepare_examples(recipe, codec, run)
         task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
-        Session(recipe, task, examples, run, accelerator).train()
+        Session(recipe, task, examples, run, accelerator, push).train()
 
 
 if __name__ == "__main__":

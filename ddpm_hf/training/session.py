@@ -42,10 +42,11 @@ class Session:
         examples: Examples,
         run: RunFolder,
         accelerator: Accelerator,
+        push: Callable[[Progress], None] | None = None,  # what is published, as recipe.hub says
     ) -> None:
         train = recipe.train
         self.recipe, self.task, self.examples, self.accelerator = recipe, task, examples, accelerator
-        self.run = run
+        self.run, self.push = run, push
         self.checkpoints = Checkpoints(self.run.checkpoints, train.keep_checkpoints)
 
         memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
@@ -291,6 +292,8 @@ class Session:
             events.append(Event(self.task.evaluate_every, paused(self.evaluate)))
             if self._evaluation_is_missing():
                 self.evaluate(self.progress)
+        if self.push is not None:
+            events.append(Event(self.recipe.hub.push_every or self.max_steps, paused(self.push)))
         self.meter.restart()
         try:
             training_loop(

@@ -1,0 +1,94 @@
+"""The page: a tab to draw, one to compare, one about the models."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ddpm_hf.app.compare_tab import CompareTab
+from ddpm_hf.app.draw_tab import DrawTab
+from ddpm_hf.app.drawing import Studio
+from ddpm_hf.app.files import KEPT, Shelf
+from ddpm_hf.app.models import Failure, Model
+from ddpm_hf.app.request import OF_SETTINGS, Limits, from_query
+from ddpm_hf.app.visits import Rooms, Visits
+
+
+def build_page(
+    models: Mapping[str, Model], failures: Sequence[Failure], limits: Limits, studio: Studio, shelf: Shelf
+) -> gr.Blocks:
+    rooms = Rooms(models, limits, studio, shelf, Visits())
+    with gr.Blocks(
+        title=_title(models), analytics_enabled=False, delete_cache=(KEPT // 6, KEPT), fill_width=True
+    ) as page:
+        gr.Markdown(f"# {escape(_title(models))}", elem_id="title")
+        if failures:
+            gr.HTML(_failures(failures), elem_id="failures")
+        notice = gr.HTML(visible=False, elem_id="notice")
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Draw", id="draw"):
+                draw = DrawTab(rooms)
+            with gr.Tab("Compare", id="compare"):
+                compare = CompareTab(rooms)
+            with gr.Tab("About the models" if len(models) > 1 else "About the model", id="about") as about:
+                _about(models, about)
+
+        def restore(request: gr.Request) -> dict:
+            """What the link that the visitor came by says."""
+            query = dict(request.query_params)
+            known = {"count", "seed", *(n + s for n in (*OF_SETTINGS, "class") for s in ("", "2"))}
+            if not known & set(query):
+                return {notice: gr.skip()}
+            wanted, wrong = from_query(query, models, limits)
+            tab = compare if len(wanted.settings) == 2 else draw
+            updates = dict(zip(tab.restored, tab.showing(wanted), strict=True))
+            updates[tabs] = gr.update(selected="compare" if tab is compare else "draw")
+            if wrong:
+                lines = "".join(f"<li>{escape(line)}</li>" for line in wrong)
+                updates[notice] = gr.update(
+                    value=f'<div class="notice" role="alert">Not everything in this link could be used:<ul>{lines}</ul></div>',
+                    visible=True,
+                )
+            return updates
+
+        def leave(request: gr.Request) -> None:
+            rooms.visits.stop(request.session_hash)
+
+        private: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        page.load(restore, None, [notice, tabs, *draw.restored, *compare.restored], **private)
+        page.unload(leave)
+    return page
+
+
+def look() -> dict[str, Any]:
+    """How the page looks, for `Blocks.launch`. Letters come from the visitor's system, or from here."""
+    theme = gr.themes.Default(
+        primary_hue="indigo",
+        secondary_hue="indigo",
+        neutral_hue="slate",
+        font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 600)), "ui-sans-serif", "system-ui", "sans-serif"],
+    )
+    return {"theme": theme, "css_paths": Path(__file__).parent / "style.css"}
+
+
+def _title(models: Mapping[str, Model]) -> str:
+    return f"Draw with {next(iter(models))}" if len(models) == 1 else "Draw with diffusion models"
+
+
+def _failures(failures: Sequence[Failure]) -> str:
+    lines = "".join(f"<li><b>{escape(f.name)}</b>: {escape(f.message)}</li>" for f in failures)
+    word = "This model" if len(failures) == 1 else "These models"
+    return f'<div class="notice" role="alert">{word} could not be loaded:<ul>{lines}</ul></div>'
+
+
+def _about(models: Mapping[str, Model], tab: gr.Tab) -> None:
+    chosen = gr.Dropdown(list(models), label="Model", visible=len(models) > 1, filterable=False, elem_id="about-model")
+    card = gr.Markdown(elem_id="card", container=True)
+
+    def show(name: Any) -> str:
+        return models[name].card if isinstance(name, str) and name in models else ""
+
+    for event in (tab.select, chosen.change):
+        event(show, chosen, card, queue=False, preprocess=False, show_progress="hidden", api_visibility="private")
