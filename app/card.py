@@ -42,9 +42,9 @@ def _facts(pipe: ImageGenerationPipeline) -> dict[str, str]:
     height, width = (size, size) if isinstance(size, int) else size
     if pipe.vae is not None:
         factor = 2 ** (len(pipe.vae.config.get("block_out_channels", [0])) - 1)
-        pictures = f"{width * factor}×{height * factor} pixels, drawn as latents of {width}×{height}"
+        pictures = f"{width * factor}x{height * factor} pixels, drawn as latents of {width}x{height}"
     else:
-        pictures = f"{width}×{height} pixels"
+        pictures = f"{width}x{height} pixels"
     classes = pipe.config.num_classes
     parameters = sum(p.numel() for p in pipe.unet.parameters())
     return {

@@ -1,12 +1,15 @@
 """A pipeline as a folder that plain Diffusers loads, here or from the Hub."""
 
+import copy
 import inspect
 import json
 import shutil
 from pathlib import Path
 
+import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
+from ddpm_hf.errors import UserError
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 
 
@@ -27,6 +30,21 @@ def save_pipeline(pipe: ImageGenerationPipeline, folder: Path, variant: str | No
         if part is not None and not type(part).__module__.startswith("diffusers."):
             index[name] = _take_along(type(part), folder / name)
     _write_json(folder / "model_index.json", index)
+
+
+VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def save_variant(pipe: ImageGenerationPipeline, folder: Path, variant: str) -> None:
+    """Adds the denoiser in half precision to a saved pipeline: files that `from_pretrained(..., variant=...)` takes.
+
+    An autoencoder has none, since many overflow in half precision. Raises `UserError` where the denoiser's weights do.
+    """
+    half = torch.nn.Module.to(copy.deepcopy(pipe.unet), VARIANTS[variant])  # Diffusers' own `to` warns of nothing
+    if not all(tensor.isfinite().all() for tensor in half.state_dict().values()):
+        raise UserError(f"{variant} cannot hold this model's weights, some are too large; bf16 can")
+    half.save_pretrained(Path(folder) / "unet", variant=variant)
+    _forget_where_it_came_from(Path(folder))
 
 
 def is_stock(pipe: ImageGenerationPipeline) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -51,9 +50,19 @@ def draw_batch(
     seeds: Sequence[int],
     sampling: Sampling,
     progress: Callable[[int], None] = lambda images: None,
+    watch: Callable[[torch.Tensor], None] = lambda state: None,
 ) -> torch.Tensor:
-    """`draw_images` of one batch: uint8 (N, C, H, W) on the pipeline's device."""
-    images = _draw(pipe, seeds, sampling, callback_on_step_end=partial(_report, progress, len(seeds)))
+    """`draw_images` of one batch: uint8 (N, C, H, W) on the pipeline's device.
+
+    `watch` sees each state (N, C, H, W) as the denoiser does; `pipe.decode` makes images of it. What it or `progress`
+    raises ends the drawing there.
+    """
+
+    def report(_pipe, _i: int, _t, tensors: dict) -> None:
+        progress(len(seeds))
+        watch(tensors["latents"])
+
+    images = _draw(pipe, seeds, sampling, callback_on_step_end=report)
     return (images * 255).round().to(torch.uint8)
 
 
@@ -137,7 +146,3 @@ def _draw(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Samplin
 
 def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def _report(progress: Callable[[int], None], images: int, *_: object) -> None:
-    progress(images)

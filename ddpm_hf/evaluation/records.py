@@ -119,7 +119,7 @@ def device_name(device: torch.device) -> str:
 def table(record: Mapping[str, Any]) -> str:
     """The record's values, what they were measured with and against, and its warnings."""
     values = record["metrics"]
-    rows = [(label(key), _with_spread(key, values)) for key in values if not key.endswith(_SPREADS)]
+    rows = [(label(key), with_spread(key, values)) for key in main_keys(values)]
     width = max((len(name) for name, _ in rows), default=0)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     lines += ["", *_explained(record)]
@@ -127,7 +127,12 @@ def table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _with_spread(key: str, values: Mapping[str, float]) -> str:
+def main_keys(values: Mapping[str, float]) -> list[str]:
+    """Of a record's values, without those that are another's standard error or deviation."""
+    return [key for key in values if not key.endswith(_SPREADS)]
+
+
+def with_spread(key: str, values: Mapping[str, float]) -> str:
     spread = next((values[key + end] for end in _SPREADS if key + end in values), None)
     return f"{values[key]:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
 

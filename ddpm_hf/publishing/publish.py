@@ -1,0 +1,93 @@
+"""`publish`: build, check, upload, in this order."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ddpm_hf.errors import UserError
+from ddpm_hf.export import VARIANTS
+from ddpm_hf.publishing.card import Card
+from ddpm_hf.publishing.check import Job, code_of, difference, run_elsewhere
+from ddpm_hf.publishing.folder import beside, build, check_place, put_in_place
+from ddpm_hf.publishing.run import Run, read_run
+from ddpm_hf.publishing.snippets import drawn_by_run, num_passes, snippets, variant_snippet
+
+_FAR = 25  # gray levels, on average: rounded weights draw nearly the same image
+
+
+def publish(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    variants: Sequence[str] = (),
+    push: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    license: str | None = None,
+) -> Path:
+    """Makes the folder that the Hub shows of a run, checks that it works elsewhere, and pushes it if asked to.
+
+    out: the folder, `<run>/hub` if not given; one of an earlier publication is replaced
+    variants: "fp16", "bf16": weights in half precision besides
+    push: OWNER/NAME; private, revision: of that repository
+    license: by the Hub's name for it; the recipe's `hub.license` if not given
+
+    Returns the folder. Raises `UserError` before the expensive part for what can be known then; where the folder does not
+    draw the run's own image in a fresh process without this package, it is left as `<out>.failed`.
+    """
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise UserError(f"--variant: {variant!r} is none; choose from {', '.join(VARIANTS)}")
+    final = Path(run).expanduser() / "hub" if out is None else Path(out).expanduser()
+    failed = final.with_name(f"{final.name}.failed")
+    found = read_run(run)
+    if final.resolve() == found.folder.resolve():
+        raise UserError(f"--out: {final} is the run folder itself; choose another")
+    for folder in (final, failed):
+        check_place(folder)
+    if push is not None:
+        from ddpm_hf.publishing.upload import check_destination
+
+        check_destination(push, revision)
+    new = beside(final, "new")
+    shutil.rmtree(new, ignore_errors=True)
+    called = push or found.recipe.run.name
+    code = snippets(found, called)
+    build(new, found, Card(found, code, variants, license or found.license), variants)
+    try:
+        _check(new, found, called, variants)
+    except UserError as error:
+        put_in_place(new, failed)
+        raise UserError(f"{failed}: does not work without this package: {error}") from None
+    put_in_place(new, final)
+    shutil.rmtree(failed, ignore_errors=True)
+    if push is not None:
+        from ddpm_hf.publishing.upload import upload
+
+        step = "" if found.state is None else f", step {found.state['step']:,}"
+        print(upload(final, push, private=private, revision=revision, message=f"{found.name}{step}"), flush=True)
+    return final
+
+
+def _check(folder: Path, run: Run, called: str, variants: Sequence[str]) -> None:
+    """Raises `UserError` where the card's code, run elsewhere, does not draw what the run draws."""
+    wanted = snippets(run, called)
+    halves = [variant_snippet(run, called, variant) for variant in variants]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    codes = [code_of(card), *(half.code for half in halves)]
+    total = num_passes(run, wanted)
+    with tqdm(total=total, unit="step", desc="check", dynamic_ncols=True, disable=None) as bar:
+        expected = drawn_by_run(run, wanted, bar.update)
+    drawn = run_elsewhere([Job(folder, called, code) for code in codes])
+    problem = difference(drawn[0], expected)
+    if problem is not None:
+        raise UserError(problem)
+    first = expected[wanted[0].picture].transpose(1, 2, 0).astype(int)
+    for half, pictures in zip(halves, drawn[1:], strict=True):
+        theirs = pictures[half.picture].reshape(first.shape).astype(int)
+        apart = np.abs(theirs - first)
+        if apart.mean() > _FAR:
+            raise UserError(f"its {half.picture.removesuffix('.png')} weights draw another picture than the run's own")
