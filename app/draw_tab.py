@@ -9,10 +9,10 @@ import gradio as gr
 from ddpm_hf.app import stage
 from ddpm_hf.app.controls import Controls, count_and_seed
 from ddpm_hf.app.drawing import Progress, Stopped
+from ddpm_hf.app.errors import one_line, told
 from ddpm_hf.app.files import TALL, Side, save_all, save_pictures, save_strip
 from ddpm_hf.app.link import link_box
 from ddpm_hf.app.request import EACH, OF_SETTINGS, Request, check_request, default_count, to_query
-from ddpm_hf.app.errors import one_line, told
 from ddpm_hf.app.visits import Rooms
 from ddpm_hf.errors import UserError
 

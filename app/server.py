@@ -12,7 +12,7 @@ from typing import Any
 from starlette.middleware import Middleware
 
 from ddpm_hf.app.drawing import Studio
-from ddpm_hf.app.files import KEPT, Shelf
+from ddpm_hf.app.files import Shelf
 from ddpm_hf.app.models import load_models
 from ddpm_hf.app.page import build_page, look
 from ddpm_hf.app.request import Limits

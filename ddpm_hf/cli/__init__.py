@@ -5,7 +5,7 @@ import difflib
 import sys
 
 from ddpm_hf import __version__
-from ddpm_hf.cli import evaluate, prepare, publish, sample, study
+from ddpm_hf.cli import demo, evaluate, prepare, publish, sample, study
 from ddpm_hf.cli.parser import Parser
 from ddpm_hf.errors import UserError, one_line_errors
 
@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for command in (sample, evaluate, study, prepare, publish):
+    for command in (sample, demo, evaluate, study, prepare, publish):
         command.add(commands)
 
     if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
