@@ -16,7 +16,8 @@ from ddpm_hf.commands.shared import autocast_of, checked, device_of
 from ddpm_hf.config import Data, Recipe, load_recipe
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.evaluate import Values, build_evaluator, check_shape
-from ddpm_hf.evaluation.images import ArchiveImages, Chosen, DrawnImages, FolderImages, Images, holds_images
+from ddpm_hf.evaluation.image_files import ArchiveImages, FolderImages, holds_images
+from ddpm_hf.evaluation.images import Chosen, DrawnImages, Images
 from ddpm_hf.evaluation.likelihood import bits_per_dimension, check_likelihood
 from ddpm_hf.evaluation.metrics import METRICS
 from ddpm_hf.evaluation.records import about_model, record_of, settings_digest, settings_of, write_record

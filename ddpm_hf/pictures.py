@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 NEAREST_HEADERS = ("sample", "nearest training images")
 INK = "#1f2328"  # letters
+LABEL = 12  # widest label of a row, in heights of its letters
 SHOWN = 64  # pixels: less tall images are enlarged, so that a person can see them
 
 
@@ -86,7 +87,7 @@ class Sheet:
         widths = [zoom * width for zoom, (_, _, _, width) in zip(zooms, shapes, strict=True)]
         self.cell = max(*widths, *map(self._width, below), 0)
         self.height = max(zoom * height for zoom, (_, _, height, _) in zip(zooms, shapes, strict=True))
-        self.labels = [wrapped(label, self.font, 10 * text, max(1, self.height // self.line)) for label in labels]
+        self.labels = [wrapped(label, self.font, LABEL * text, max(1, self.height // self.line)) for label in labels]
         widest = max((self._width(line) for label in self.labels for line in label), default=0)
         self.left = self.margin + (widest + self.margin if widest else 0)
         self.top = self.margin + (self.line + self.margin // 2 if headers else 0)

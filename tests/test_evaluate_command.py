@@ -21,6 +21,7 @@ from ddpm_hf.cli import main
 from ddpm_hf.cli.evaluate import DEFAULT_METRICS, METRICS
 from ddpm_hf.config import dump_recipe, load_recipe
 from ddpm_hf.config.sections import Evaluate
+from ddpm_hf.data.prepare import prepare
 from ddpm_hf.data.store import PreparedStore
 from ddpm_hf.diffusion.schedule import build_scheduler
 from ddpm_hf.evaluation import metrics
@@ -213,6 +214,21 @@ def test_classes_by_the_extractor_and_by_a_classifier_of_the_run_s_own(make_run,
     assert found["classifier"]["name"] == "classifier" and found["classifier"]["accuracy"] > 0.8
     found = record("class_agreement", "score", "--extractor", extractor, "--classifier", "classifier")
     assert (found["classifier"]["name"], found["extractor"]["name"]) == ("classifier", "quarters")
+
+
+def test_classes_of_drawn_images_by_a_classifier_of_the_reference_s(make_run, monkeypatch):
+    monkeypatch.setitem(classifier.SETTINGS, "examples", 12_000)
+    recipe = make_run(**{"condition.num_classes": 10}) / "recipe.yaml"
+    store = prepare(load_recipe(recipe).data)
+    images = np.stack([store.read(i) for i in range(50)]).transpose(0, 2, 3, 1)
+    np.savez("real.npz", images=images, seeds=np.arange(50), labels=store.labels[:50])
+    np.savez("wrong.npz", images=images, seeds=np.arange(50), labels=(store.labels[:50] + 1) % 10)
+    agreement = {}
+    for name in ("real", "wrong"):
+        options = ("--metrics", "class_agreement", "--extractor", "classifier", "--reference", recipe)
+        evaluate(f"{name}.npz", *options, "--out", f"{name}.json")
+        agreement[name] = json.loads(Path(f"{name}.json").read_text())["metrics"]["class_agreement"]
+    assert agreement["real"] > 0.8 and agreement["wrong"] < 0.2
 
 
 def test_bits_per_dimension_and_the_validation_loss_are_training_s(make_run, extractor, build_task):

@@ -16,7 +16,8 @@ from torch import nn
 class Jones(ModelMixin, AttentionMixin, ConfigMixin):
     """
     Three times down, three times up, with skips; widths c, 2c, 4c, 4c. At c = 64, with 3 channels and without labels,
-    12,920,323 parameters, as the report counts them.
+    12,920,323 parameters, as the report counts them. Since the first convolution is normalised over all channels and
+    pixels, what it predicts does not depend on the scale of x_t: too little for images of few pixels.
 
     `sample_size`: the images' side, or height and width; each a multiple of 8.
     `out_channels`: as many as `in_channels`, or twice as many where the variance is learned.

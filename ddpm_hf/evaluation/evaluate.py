@@ -194,6 +194,8 @@ def build_evaluator(
         _check_published(opened, metrics, images, extractor, nearest, option)
         _load_published(opened, state, option)
     only_classes = not nearest and set(metrics) == {"class_agreement"}
+    # of images without a recipe, the reference's labels are what a small classifier can learn from
+    teaches = "class_agreement" in metrics and data is None and not (reference or "cleanfid:").startswith("cleanfid:")
     as_classifier = only_classes and classifier is None and extractor != "inception"  # whose classes no model has
 
     def build(name: str, weights: str | None = None, role: str = "extractor") -> Extractor:
@@ -208,7 +210,7 @@ def build_evaluator(
     network, wanted = None, not only_classes or as_classifier
     if wanted and extractor != "classifier":
         network = build(extractor, extractor_weights)
-    if compares and opened is None:
+    if (compares or teaches) and opened is None:
         opened = open_reference(reference, f"{option}reference", data, seed, reference_images, state.is_main_process)
         check_shape(opened, images, option)
         _check_size(opened, metrics, option)
@@ -230,6 +232,7 @@ def build_evaluator(
                 " knows the same"
             )
     network = agreement if only_classes else network
+    opened = opened if compares else None
     count = None if opened is None else UNKNOWN_COUNT if with_published else len(opened)
     try:
         names.check(metrics, len(images), count, network.name, network.has_probabilities)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.pictures import INK, NEAREST_HEADERS, Sheet, distance_captions, font, wrapped
+from ddpm_hf.pictures import INK, LABEL, NEAREST_HEADERS, Sheet, distance_captions, font, wrapped
 
 WIDTH, TEXT = 1400, 26  # pixels
 _TALLEST, _LEAST = 128, 48  # pixels that images are enlarged to: at most, and at least on a page that is folded
@@ -90,7 +90,8 @@ def _per_row(images: np.ndarray, labelled: bool, width: int) -> int:
         return max(1, math.ceil(math.sqrt(len(images))))
     height, wide = images.shape[-2:]
     least = math.ceil(_LEAST / height) * wide + _GAP
-    return max(1, min(len(images), (width - 12 * TEXT) // least))
+    labels = LABEL * TEXT + 2 * TEXT  # with their margins
+    return max(1, min(len(images), (width - labels + _GAP) // least))
 
 
 def _page(sheet: Callable[[slice, int, int], Sheet], rows: int, height: int, title: str, width: int) -> Image.Image:

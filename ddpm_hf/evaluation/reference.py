@@ -19,7 +19,8 @@ from ddpm_hf.data.store import read_json, write_json
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.extraction import extract, from_main
 from ddpm_hf.evaluation.extractors.base import Extractor
-from ddpm_hf.evaluation.images import ArchiveImages, Chosen, FolderImages, Images, StoreImages, holds_images
+from ddpm_hf.evaluation.image_files import ArchiveImages, FolderImages, holds_images
+from ddpm_hf.evaluation.images import Chosen, Images, StoreImages
 from ddpm_hf.evaluation.statistics import UNKNOWN_COUNT, Moments, Statistics
 
 logger = logging.getLogger(__name__)

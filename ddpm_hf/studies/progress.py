@@ -1,6 +1,7 @@
 """What of a study has been done: `progress.json` in its folder."""
 
 import json
+import os
 import threading
 import time
 from contextlib import suppress
@@ -20,10 +21,11 @@ class Progress:
 
     def __init__(self, folder: Path) -> None:
         self._path, self._lock, self._started = folder / "progress.json", threading.Lock(), time.monotonic()
-        self.content: dict[str, Any] = {"seconds": 0.0, "variants": {}, "jobs": {}}
+        self.content: dict[str, Any] = {"seconds": 0.0, "processor_seconds": 0.0, "variants": {}, "jobs": {}}
         with suppress(OSError, ValueError):
             self.content |= json.loads(self._path.read_text())
         self._seconds_before = self.content["seconds"]
+        self._processor_seconds_before = self.content["processor_seconds"]
 
     def training(self, name: str) -> dict[str, Any]:
         return self.content["variants"].get(name, {})
@@ -59,7 +61,15 @@ class Progress:
         """Of all sessions together."""
         return self.content["seconds"]
 
+    @property
+    def processor_seconds(self) -> float:
+        """Of all sessions and processes that have ended; other work on the machine does not lengthen it."""
+        return self.content["processor_seconds"]
+
     def _save(self) -> None:
         self.content["seconds"] = round(self._seconds_before + time.monotonic() - self._started, 1)
+        spent = os.times()
+        own = spent.user + spent.system + spent.children_user + spent.children_system
+        self.content["processor_seconds"] = round(self._processor_seconds_before + own, 1)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, json.dumps(self.content, indent=1) + "\n")

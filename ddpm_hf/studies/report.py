@@ -58,7 +58,9 @@ def _what_was_run(results: Results) -> list[str]:
     lines.append(f"- **Machine:** {'; '.join(devices) or 'nothing measured yet'}; {os.cpu_count()} cores, {_memory()}")
     found = records[-1]["versions"] if records else versions()
     lines.append(f"- **Versions:** {', '.join(f'{name} {version}' for name, version in found.items())}")
-    lines.append(f"- **Time:** {duration(results.progress.seconds)} in all, several at once where there was room")
+    progress = results.progress
+    spent = f"{duration(progress.processor_seconds)} of processor time, which is shared out among the cores"
+    lines.append(f"- **Time:** {duration(progress.seconds)} in all; {spent}")
     counts = sorted({record["num_images"] for record in records if record["num_images"]})
     references = {_reference(record) for record in records if record.get("reference")}
     if counts:

@@ -7,7 +7,8 @@ import torch
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation import evaluate
 from ddpm_hf.evaluation.evaluate import Evaluator, build_evaluator, classes_of
-from ddpm_hf.evaluation.images import ArchiveImages, DrawnImages, FolderImages
+from ddpm_hf.evaluation.image_files import ArchiveImages, FolderImages
+from ddpm_hf.evaluation.images import DrawnImages
 from ddpm_hf.evaluation.metrics import measure
 from ddpm_hf.evaluation.reference import PublishedStatistics
 from ddpm_hf.evaluation.statistics import Moments, Statistics

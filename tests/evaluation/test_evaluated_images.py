@@ -6,15 +6,8 @@ from PIL import Image
 from ddpm_hf.data.prepare import prepare
 from ddpm_hf.data.sampler import split_held_out
 from ddpm_hf.errors import UserError
-from ddpm_hf.evaluation.images import (
-    ArchiveImages,
-    Chosen,
-    DrawnImages,
-    FolderImages,
-    StoreImages,
-    holds_images,
-    image_shape,
-)
+from ddpm_hf.evaluation.image_files import ArchiveImages, FolderImages, holds_images
+from ddpm_hf.evaluation.images import Chosen, DrawnImages, StoreImages, image_shape
 from ddpm_hf.sampling import Sampling, draw_images
 from tests.conftest import write_autoencoder
 from tests.evaluation.conftest import random_images, write_images

@@ -4,7 +4,8 @@ import torch
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.extraction import extract
-from ddpm_hf.evaluation.images import DrawnImages, FolderImages, Images
+from ddpm_hf.evaluation.image_files import FolderImages
+from ddpm_hf.evaluation.images import DrawnImages, Images
 from ddpm_hf.sampling import Sampling
 from tests.evaluation.conftest import Pooled, random_images, write_images
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from ddpm_hf.evaluation.images import FolderImages
+from ddpm_hf.evaluation.image_files import FolderImages
 from ddpm_hf.evaluation.neighbours import Nearest, find_nearest, nearest
 from tests.evaluation.conftest import random_images, write_images
 

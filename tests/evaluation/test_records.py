@@ -6,7 +6,8 @@ import torch
 from ddpm_hf.codec import weights_digest
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.evaluate import Evaluator
-from ddpm_hf.evaluation.images import Chosen, DrawnImages, FolderImages
+from ddpm_hf.evaluation.image_files import FolderImages
+from ddpm_hf.evaluation.images import Chosen, DrawnImages
 from ddpm_hf.evaluation.records import about_model, record_of, settings_digest, settings_of, table, write_record
 from ddpm_hf.evaluation.reference import PublishedStatistics
 from ddpm_hf.sampling import Sampling

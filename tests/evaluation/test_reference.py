@@ -7,7 +7,8 @@ import pytest
 from ddpm_hf.config import dump_recipe
 from ddpm_hf.data.prepare import prepare
 from ddpm_hf.errors import UserError
-from ddpm_hf.evaluation.images import Chosen, FolderImages, StoreImages
+from ddpm_hf.evaluation.image_files import FolderImages
+from ddpm_hf.evaluation.images import Chosen, StoreImages
 from ddpm_hf.evaluation.reference import (
     PublishedStatistics,
     open_reference,

@@ -226,10 +226,11 @@ def test_the_time_of_all_sessions_is_counted(make, execute):
     first.note("variants", "large", seconds=10)
     first.note("variants", "large", seconds=5)
     assert Progress(plan.out).training("large")["seconds"] >= 15
-    first.content["seconds"] = 100.0
+    first.content |= {"seconds": 100.0, "processor_seconds": 200.0}
     (plan.out / "progress.json").write_text(json.dumps(first.content))
     Progress(plan.out).save()
     assert Progress(plan.out).seconds >= 100
+    assert 200 < Progress(plan.out).processor_seconds < 10_000
 
 
 def test_slots(monkeypatch):
