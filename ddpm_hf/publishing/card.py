@@ -97,9 +97,10 @@ class Card:
         code = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py"))
         if code:
             files = " and ".join(f"[`{name}`]({name})" for name in code)
+            need, them = ("needs", "it") if len(code) == 1 else ("need", "them")
             ran += (
-                f" `trust_remote_code=True` lets Diffusers run {files} of this repository, which need torch and diffusers"
-                " alone: read them first, and pin `revision` to a commit that you have read."
+                f" `trust_remote_code=True` lets Diffusers run {files} of this repository, which {need} torch and diffusers"
+                f" alone: read {them} first, and name the commit that you have read as `revision`."
             )
         else:
             ran += " It needs no code but Diffusers' own."
@@ -142,8 +143,10 @@ class Card:
         if run.class_names is None:
             return ""
         n = len(run.class_names)
-        names = ", ".join(f"{i} {words.inline(name)}" for i, name in enumerate(run.class_names))
-        if n > _NAMES_SHOWN:
+        names = ", ".join(f"{i}: {words.inline(name)}" for i, name in enumerate(run.class_names))
+        if run.class_names == [str(i) for i in range(n)]:
+            names = f"The classes are 0 to {n - 1}, and so called."
+        elif n > _NAMES_SHOWN:
             names = f"<details><summary>All {n:,} classes</summary>\n\n{names}\n\n</details>"
         return (
             f"## Classes and guidance\n\n{names}\n\n"
@@ -162,10 +165,11 @@ class Card:
         run = self.run
         script = "train_unconditional.py" if run.pipe.vae is None else "train_cfg_latent.py"
         parts = ["## Training", words.training(run)]
-        local = f" (without the places on the author's machine: {', '.join(f'`{p}`' for p in run.places)})"
+        places = " and ".join(f"`{place}`" for place in run.places)
+        again = f", once {places}, on the author's machine, are set to places of yours" if places else ""
         parts.append(
-            f"Every setting is in [`recipe.yaml`](recipe.yaml){local if run.places else ''};"
-            f" `python {script} --config recipe.yaml` of ddpm_hf {__version__} trains it again."
+            f"Every setting is in [`recipe.yaml`](recipe.yaml): `python {script} --config recipe.yaml` of ddpm_hf"
+            f" {__version__} trains it again{again}."
         )
         if (folder / "curves.png").is_file():
             parts.append("![Loss during training](curves.png)")

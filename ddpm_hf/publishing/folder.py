@@ -64,9 +64,10 @@ def _files(folder: Path) -> list[str]:
     return [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
 
 
-def build(folder: Path, run: Run, card: Card, variants: Sequence[str] = ()) -> None:
+def build(folder: Path, run: Run, card: Card, variants: Sequence[str] = (), samples: Path | None = None) -> None:
     """Writes a whole folder, which must not exist. The model is on the CPU before and after.
 
+    samples: the recipe's grid, where these weights have drawn it already
     Raises `UserError` where the disk is full.
     """
     try:
@@ -75,7 +76,10 @@ def build(folder: Path, run: Run, card: Card, variants: Sequence[str] = ()) -> N
         for variant in variants:
             save_variant(run.pipe, folder, variant)
         (folder / "recipe.yaml").write_text(_recipe_text(run), encoding="utf-8")
-        draw_samples(run, folder / "samples.png")
+        if samples is None:
+            draw_samples(run, folder / "samples.png")
+        else:
+            shutil.copyfile(samples, folder / "samples.png")
         draw_curves(run, folder)
         if run.records:
             (folder / "evaluations").mkdir()
@@ -114,7 +118,7 @@ def _recipe_text(run: Run) -> str:
     if run.places:
         lines.append(f"# Of places on the author's machine the last name is left: {', '.join(run.places)}")
     if "autoencoder.source" in run.places:
-        lines.append("# The autoencoder itself lies beside this file, in vae/")
+        lines.append("# As autoencoder.source name this folder, or its id on the Hub, whose vae/ is the autoencoder")
     return "\n".join([*lines, dump_recipe(run.recipe)])
 
 
@@ -139,9 +143,9 @@ def draw_samples(run: Run, path: Path) -> None:
 def draw_curves(run: Run, folder: Path) -> None:
     """`curves.png` of the losses, `quality.png` of the Fréchet distance; neither where there is nothing to draw."""
     x, y = curve(run.metrics, "loss")
-    series = [plots.Series("loss", x, y)] if x else []
+    series = [plots.Series("", x, y)] if x else []  # the axis says what it is
     if (validation := curve(run.metrics, "validation_loss"))[0]:
-        series.append(plots.Series("loss", *validation, dashed=True))
+        series.append(plots.Series("", *validation, dashed=True))
     with suppress(UserError):  # not a finite value in it
         figure = plots.curves(series, "optimizer step", "loss", log_y=True, smooth=max(1, len(x) // 20))
         plots.save(figure, folder / "curves.png")
@@ -149,7 +153,7 @@ def draw_curves(run: Run, folder: Path) -> None:
         steps, values = curve(run.metrics, key)
         name = label(key).rstrip(" ↑↓")
         with suppress(UserError):
-            figure = plots.curves([plots.Series(name, steps, values)], "optimizer step", name)
+            figure = plots.curves([plots.Series("", steps, values)], "optimizer step", name)
             plots.save(figure, folder / "quality.png")
 
 

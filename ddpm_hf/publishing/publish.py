@@ -27,6 +27,7 @@ def publish(
     private: bool = False,
     revision: str | None = None,
     license: str | None = None,
+    samples: str | Path | None = None,
 ) -> Path:
     """Makes the folder that the Hub shows of a run, checks that it works elsewhere, and pushes it if asked to.
 
@@ -34,6 +35,7 @@ def publish(
     variants: "fp16", "bf16": weights in half precision besides
     push: OWNER/NAME; private, revision: of that repository
     license: by the Hub's name for it; the recipe's `hub.license` if not given
+    samples: the recipe's grid of pictures, where it has been drawn with these weights already; drawn if not given
 
     Returns the folder. Raises `UserError` before the expensive part for what can be known then; where the folder does not
     draw the run's own image in a fresh process without this package, it is left as `<out>.failed`.
@@ -56,7 +58,8 @@ def publish(
     shutil.rmtree(new, ignore_errors=True)
     called = push or found.recipe.run.name
     code = snippets(found, called)
-    build(new, found, Card(found, code, variants, license or found.license), variants)
+    card = Card(found, code, variants, license or found.license)
+    build(new, found, card, variants, None if samples is None else Path(samples))
     try:
         _check(new, found, called, variants)
     except UserError as error:

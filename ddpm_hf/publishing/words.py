@@ -2,7 +2,6 @@
 
 from ddpm_hf.diffusion.samplers import num_steps
 from ddpm_hf.evaluation.images import image_shape
-from ddpm_hf.export import is_stock
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.publishing.run import Run
 from ddpm_hf.sampling import Sampling
@@ -120,9 +119,10 @@ def training(run: Run) -> str:
     )
     if state is not None:
         length = (
-            f"{state['images_seen']:,} images seen in {state['step']:,} optimizer steps of {state['images_per_step']:,},"
-            f" {_duration(state['training_seconds'])} of training"
+            f"{state['images_seen']:,} images seen in {state['step']:,} optimizer steps of {state['images_per_step']:,}"
         )
+        if (seconds := state.get("training_seconds")) is not None:  # earlier versions did not note it
+            length += f", {_duration(seconds)} of training"
     else:
         length = f"{train.max_steps:,} optimizer steps" if train.max_steps else f"{train.epochs:g} epochs"
         length += " asked for"
@@ -149,8 +149,6 @@ def limits(run: Run) -> list[str]:
             " trades variety for clarity.")  # fmt: skip
     if run.pipe.vae is not None:
         found.insert(1, "No detail is finer than what its autoencoder can draw.")
-    if not is_stock(run.pipe):
-        found.append("It does not load without `trust_remote_code=True`.")
     if not run.measured():
         found.append("It has not been evaluated: there is nothing to judge its quality by but the pictures above.")
     return found
@@ -166,5 +164,5 @@ def _large(number: int) -> str:
 def _duration(seconds: float) -> str:
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} seconds"
+            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
+    return f"{seconds:.0f} seconds"
