@@ -1,0 +1,65 @@
+"""What names a place on a machine, and what only looks like it."""
+
+import numpy as np
+import pytest
+
+from ddpm_hf.publishing.check import code_of, difference
+from ddpm_hf.publishing.places import is_hub_id, last_name, without_places
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/ann/cats", "cats"),
+        ("/home/ann/my cats/", "my cats"),
+        ("~/cats", "cats"),
+        ("../cats/train", "train"),
+        (r"C:\Users\Ann\cats", "cats"),
+        (r"D:\cats.npz", "cats.npz"),
+        ("the file /home/ann/cats.npz is broken; see /tmp/log", "the file cats.npz is broken; see log"),
+        ("at 12 images/s, 1/2 of them, s of uncond + s (cond - uncond) / 2", None),
+        ("https://huggingface.co/docs/hub", None),
+        ("see https://huggingface.co/docs/hub, or google/ddpm-cifar10-32", None),
+        ("bicubic, antialiased; the middle of each", None),
+        ("cleanfid:cifar10:32:train", None),
+        ("google/ddpm-cifar10-32", None),
+    ],
+)
+def test_of_a_place_the_last_name_is_left(text, left):
+    expected = text if left is None else left
+    assert without_places({"a": [text, 1, None]}) == {"a": [expected, 1, None]}
+
+
+def test_hub_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for text in ("mnist", "stabilityai/sd-vae-ft-mse", "google/ddpm-cifar10-32"):
+        assert is_hub_id(text)
+    for text in ("photos", "photos/cats", "runs/mine", "a/b/c", "/data/x", "~/x", "./x", str(tmp_path)):
+        assert not is_hub_id(text)
+
+
+def test_last_names_of_any_system():
+    assert last_name("/a/b/") == last_name(r"C:\a\b") == last_name("b") == "b"
+    assert last_name("/") == "here"
+
+
+def test_the_code_of_a_card_is_its_python_in_order():
+    card = "# x\n\n```python\na = 1\n```\n\n```bash\nls\n```\n\ntext `b = 2`\n\n```python\nc = a\n```\n"
+    assert code_of(card) == "a = 1\n\nc = a\n"
+
+
+def test_pictures_may_differ_by_one_gray_level():
+    gray, colour = np.full((1, 4, 4), 100, np.uint8), np.full((3, 4, 4), 100, np.uint8)
+    ours = {"gray.png": gray, "colour.png": colour}
+    theirs = {"gray.png": gray[0] + 1, "colour.png": colour.transpose(1, 2, 0) - 1}
+    assert difference(theirs, ours) is None
+    far = theirs["colour.png"].copy()
+    far[0, 0, 0] = 103
+    assert "colour.png is another picture than the run's own of the same seed, by up to 3 gray" in difference(
+        theirs | {"colour.png": far}, ours
+    )
+    assert difference({"gray.png": gray[0]}, ours) == "the card's code saved no colour.png"
+    assert "is of shape (4, 4), the run's own of (4, 4, 3)" in difference({**theirs, "colour.png": gray[0]}, ours)
+    black, white = np.zeros((1, 2, 2), np.uint8), np.full((2, 2), 255, np.uint8)
+    assert "255 gray levels" in difference({"a": white}, {"a": black})  # which uint8 would take for 1
