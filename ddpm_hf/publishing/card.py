@@ -69,10 +69,11 @@ class Card:
 
     def _head(self) -> str:
         run = self.run
-        kind = "A diffusion model" if run.class_names is None else "A class-conditional diffusion model"
-        latents = "" if run.pipe.vae is None else ", of an autoencoder's latents,"
+        kind = "A diffusion model" if run.pipe.vae is None else "A latent diffusion model"
+        if run.class_names is not None:
+            kind = f"A class-conditional {kind[2:]}"
         return (
-            f"# {run.name}\n\n{kind}{latents} that draws {words.image_size(run)} {words.colours(run)} images, trained on"
+            f"# {run.name}\n\n{kind} that draws {words.image_size(run)} {words.colours(run)} images, trained on"
             f" {words.data_set(run)}. It loads in plain [Diffusers](https://huggingface.co/docs/diffusers)."
         )
 
@@ -82,8 +83,9 @@ class Card:
         if layout.classes is None:
             what = f"Seeds {layout.seeds[0]} to {layout.seeds[-1]}, not chosen"
         else:
-            scales = " and ".join(f"{scale:g}" for scale in layout.scales)
-            what = f"A row a class, guidance scale {scales}, the same seeds for each scale, not chosen"
+            scales = words.joined([f"{scale:g}" for scale in layout.scales])
+            same = ", the same seeds for each" if len(layout.scales) > 1 else ""
+            what = f"A row a class, guidance scale {scales}{same}, not chosen"
         return f"![What it draws](samples.png)\n\n*{what}; {how}.*"
 
     def _use(self, folder: Path) -> str:
@@ -113,7 +115,7 @@ class Card:
         else:
             call = f"`batch_size` says how many images. {call}"
         if run.pipe.vae is not None:
-            call += " They are decoded `decode_batch_size` at once."
+            call += " Images are decoded `decode_batch_size` at a time."
         parts.append(f'`images` of the result are PIL images; `pipe.to("cuda")` draws on a GPU. {call}')
         for variant in self.variants:
             kind = {"fp16": "float16", "bf16": "bfloat16"}[variant]
@@ -165,8 +167,11 @@ class Card:
         run = self.run
         script = "train_unconditional.py" if run.pipe.vae is None else "train_cfg_latent.py"
         parts = ["## Training", words.training(run)]
-        places = " and ".join(f"`{place}`" for place in run.places)
-        again = f", once {places}, on the author's machine, are set to places of yours" if places else ""
+        again = ""
+        if run.places:
+            own = {"autoencoder.source": " (this folder, or its id on the Hub)"}
+            names = words.joined([f"`{place}`{own.get(place, '')}" for place in run.places])
+            again = f", once you set {names}, which named a place on the author's machine"
         parts.append(
             f"Every setting is in [`recipe.yaml`](recipe.yaml): `python {script} --config recipe.yaml` of ddpm_hf"
             f" {__version__} trains it again{again}."

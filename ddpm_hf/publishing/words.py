@@ -1,5 +1,7 @@
 """What the card says of a run, in words."""
 
+from collections.abc import Sequence
+
 from ddpm_hf.diffusion.samplers import num_steps
 from ddpm_hf.evaluation.images import image_shape
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
@@ -43,6 +45,11 @@ def colours(run: Run) -> str:
     return "grayscale" if image_shape(run.pipe)[0] == 1 else "colour"
 
 
+def joined(parts: Sequence[str]) -> str:
+    """a, b and c"""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
 def data_set(run: Run) -> str:
     source = run.recipe.data.source
     if run.dataset is not None:
@@ -50,7 +57,7 @@ def data_set(run: Run) -> str:
         return f"[{inline(source)}](https://huggingface.co/datasets/{run.dataset}){subset}"
     if source == "digits":
         return "scikit-learn's handwritten digits"
-    return f"{inline(source)}, images on the author's machine"
+    return f"{inline(source)}, which is not on the Hub"
 
 
 def sampling_of(sampling: Sampling, pipe: ImageGenerationPipeline) -> str:
@@ -111,7 +118,7 @@ def _schedule(run: Run) -> str:
 
 def training(run: Run) -> str:
     recipe, train, data, state = run.recipe, run.recipe.train, run.recipe.data, run.state
-    images = f"Images: {data_set(run)}, split `{data.split}`"
+    images = f"Images: {data_set(run)}; split `{data.split}`"
     if data.held_out:
         images += f" without the {data.held_out:.1%} held out to validate with"
     images += f"; resized to {'x'.join(map(str, data.resolution))}, {data.crop} crop" + (

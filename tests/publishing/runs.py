@@ -1,6 +1,7 @@
 """Small trained runs, one of each kind that is published otherwise."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,9 @@ def _evaluate(run: Path, root: Path) -> None:
     from ddpm_hf.training.accelerator import forget_accelerator
 
     quarters = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    torch.jit.trace(quarters, torch.zeros(2, 3, 8, 8)).save(str(root / "quarters.pt"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.trace", FutureWarning)
+        torch.jit.trace(quarters, torch.zeros(2, 3, 8, 8)).save(str(root / "quarters.pt"))
     main(
         ["evaluate", str(run), "--num_images", "40", "--sampler", "ddim", "--steps", "2", "--guidance_scale", "2",
          "--extractor", str(root / "quarters.pt"), "--metrics", "frechet", "precision_recall"]
