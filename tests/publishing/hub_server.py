@@ -4,22 +4,22 @@ Clients reach it through `HF_ENDPOINT`, with Xet storage switched off (`HF_HUB_D
 come on demand, and every request is written down with the bytes of its body that arrived.
 """
 
-import base64
 import hashlib
 import json
 import re
 import socket
 import struct
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 import yaml
 
+from tests.publishing.hub_repos import Blob, Commit, Refusal, Repo, tree, upload_mode
+
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"  # STRANGER's is a good token of somebody else
 TOKENS = {WRITER: ("ada", "write"), READER: ("ada", "read"), STRANGER: ("bob", "write")}
-LFS_SIZE = 10 * 1024**2
 
 
 class HubServer:
@@ -38,7 +38,7 @@ class HubServer:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "HubServer":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -98,52 +98,6 @@ class Fault:
     after: int | None = None
 
 
-@dataclass(frozen=True)
-class Blob:
-    content: bytes
-    lfs: bool = False
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-    @property
-    def oid(self) -> str:
-        text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n"
-        stored = text.encode() if self.lfs else self.content
-        return hashlib.sha1(b"blob %d\0" % len(stored) + stored).hexdigest()
-
-
-@dataclass(frozen=True)
-class Commit:
-    message: str
-    files: dict[str, Blob]
-    number: int
-
-    @property
-    def oid(self) -> str:
-        return hashlib.sha1(repr((self.number, self.message, sorted(self.files))).encode()).hexdigest()
-
-
-@dataclass
-class Repo:
-    id: str
-    private: bool
-    branches: dict[str, list[Commit]] = field(default_factory=dict)
-    lfs: dict[str, bytes] = field(default_factory=dict)  # by sha256, committed or not
-    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
-
-    def commit_of(self, revision: str) -> Commit | None:
-        if revision in self.branches:
-            return self.branches[revision][-1]
-        return next((c for commits in self.branches.values() for c in commits if c.oid == revision), None)
-
-
-class _Refusal(Exception):
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        self.status, self.message, self.code = status, message, code
-
-
 class _Cut(Exception):
     """The connection is to be dropped."""
 
@@ -166,12 +120,12 @@ class _Handler(BaseHTTPRequestHandler):
             if self.hub.stopped:
                 raise _Cut
             if fault and fault.status:
-                raise _Refusal(fault.status, "as the test wants it")
+                raise Refusal(fault.status, "as the test wants it")
             answer = self._route([unquote(part) for part in self.path.partition("?")[0].strip("/").split("/")])
             if fault:
                 raise _Cut
             self._send(*answer)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             headers = {"X-Error-Message": refusal.message} | ({"X-Error-Code": refusal.code} if refusal.code else {})
             self._send(refusal.status, {"error": refusal.message}, headers)
         except _Cut:
@@ -210,27 +164,22 @@ class _Handler(BaseHTTPRequestHandler):
     def _user(self) -> tuple[str | None, str | None]:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in TOKENS:
-            raise _Refusal(401, "Invalid credentials in Authorization header")
+            raise Refusal(401, "Invalid credentials in Authorization header")
         return TOKENS.get(token, (None, None))
 
     def _may_write(self, repo_id: str) -> None:
         user, role = self._user()
         if user is None:
-            raise _Refusal(401, "Invalid username or password.")
+            raise Refusal(401, "Invalid username or password.")
         if role != "write" or repo_id.partition("/")[0] not in (user, f"{user}-lab"):
-            raise _Refusal(403, f"You don't have the rights to write to {repo_id}")
+            raise Refusal(403, f"You don't have the rights to write to {repo_id}")
 
     def _repo(self, kind: str, repo_id: str) -> Repo:
         user, _ = self._user()
         repo = self.hub.repos.get((kind, repo_id))
         if repo is None or (repo.private and repo_id.partition("/")[0] not in (user, f"{user}-lab")):
-            raise _Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
+            raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
         return repo
-
-    def _commit(self, repo: Repo, revision: str) -> Commit:
-        if commit := repo.commit_of(revision):
-            return commit
-        raise _Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
     def _json(self) -> dict:
         return json.loads(self.body)
@@ -240,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             case ["api", "whoami-v2"]:
                 user, role = self._user()
                 if user is None:
-                    raise _Refusal(401, "Invalid username or password.")
+                    raise Refusal(401, "Invalid username or password.")
                 access = {"displayName": "test", "role": role}
                 return 200, {
                     "type": "user", "name": user, "orgs": [{"name": f"{user}-lab"}], "auth": {"accessToken": access},
@@ -259,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._resolve(self._repo("spaces", f"{owner}/{name}"), revision, "/".join(file))
             case [owner, name, "resolve", revision, *file]:
                 return self._resolve(self._repo("models", f"{owner}/{name}"), revision, "/".join(file))
-        raise _Refusal(404, f"the stand-in has no {self.path}")
+        raise Refusal(404, f"the stand-in has no {self.path}")
 
     def _api(self, kind: str, repo_id: str, rest: list[str]) -> tuple:
         repo = self._repo(kind, repo_id)
@@ -269,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self._may_write(repo_id)
                 return 200, {}
             case [] | ["revision", _]:
-                commit = self._commit(repo, rest[1] if rest else "main")
+                commit = repo.commit_of(rest[1] if rest else "main")
                 siblings = [{"rfilename": path} for path in sorted(commit.files)]
                 return 200, {
                     "id": repo_id,
@@ -279,23 +228,25 @@ class _Handler(BaseHTTPRequestHandler):
                     "tags": [],
                 }
             case ["tree", revision, *folder]:
-                return 200, _tree(self._commit(repo, revision), "/".join(folder))
+                return 200, tree(repo.commit_of(revision), "/".join(folder))
             case ["branch", branch]:
                 self._may_write(repo_id)
                 if branch.startswith("refs/") or not re.fullmatch(r"[\w./-]+", branch):
-                    raise _Refusal(400, f"Invalid reference for a branch: {branch}")
+                    raise Refusal(400, f"Invalid reference for a branch: {branch}")
                 if branch in repo.branches:
-                    raise _Refusal(409, f"Reference already exists: {branch}")
+                    raise Refusal(409, f"Reference already exists: {branch}")
                 repo.branches[branch] = list(repo.branches[self._json().get("startingPoint", "main")])
                 return 200, {}
             case ["preupload", revision]:
                 self._may_write(repo_id)
-                files = self._commit(repo, revision).files
-                return 200, {"files": [_upload_mode(asked, files) for asked in self._json()["files"]]}
+                files = repo.commit_of(revision).files
+                return 200, {"files": [upload_mode(asked, files) for asked in self._json()["files"]]}
             case ["commit", revision]:
                 self._may_write(repo_id)
-                return self._add_commit(kind, repo, revision)
-        raise _Refusal(404, f"the stand-in has no {self.path}")
+                oid = repo.add_commit(revision, [json.loads(line) for line in self.body.splitlines()])
+                where = f"{self.hub.url}/{'' if kind == 'models' else 'spaces/'}{repo.id}"
+                return 200, {"success": True, "commitOid": oid, "commitUrl": f"{where}/commit/{oid}"}
+        raise Refusal(404, f"the stand-in has no {self.path}")
 
     # ---- writing
 
@@ -318,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
         if (kind, repo_id) in self.hub.repos:
             return 409, url | {"error": "You already created this repo"}
         if kind == "spaces" and not asked.get("sdk"):
-            raise _Refusal(400, "sdk is missing")
+            raise Refusal(400, "sdk is missing")
         first = Commit("initial commit", {".gitattributes": Blob(b"*.safetensors filter=lfs\n")}, 0)
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.hub.repos[kind, repo_id] = Repo(repo_id, private, {"main": [first]})
@@ -342,48 +293,25 @@ class _Handler(BaseHTTPRequestHandler):
     def _store(self, repo: Repo, oid: str, part: list[str]) -> tuple:
         match part:
             case []:
-                return self._keep(repo, oid, self.body)
+                repo.keep(oid, self.body)
+                return 200, {}
             case ["verify"]:
                 self._may_write(repo.id)
                 return (200, {}) if len(repo.lfs.get(oid, b"")) == self._json()["size"] else (404, {})
             case ["complete"]:
                 parts = repo.parts.pop(oid)
-                return self._keep(repo, oid, b"".join(parts[sent["partNumber"]] for sent in self._json()["parts"]))
+                repo.keep(oid, b"".join(parts[sent["partNumber"]] for sent in self._json()["parts"]))
+                return 200, {}
         repo.parts.setdefault(oid, {})[int(part[0])] = self.body
         return 200, b"", {"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'}
-
-    def _keep(self, repo: Repo, oid: str, content: bytes) -> tuple:
-        if hashlib.sha256(content).hexdigest() != oid:
-            raise _Refusal(400, "the content is not what its name says")
-        repo.lfs[oid] = content
-        return 200, {}
-
-    def _add_commit(self, kind: str, repo: Repo, revision: str) -> tuple:
-        head, *changes = [json.loads(line) for line in self.body.splitlines()]
-        last = self._commit(repo, revision)
-        files = dict(last.files)
-        for change in changes:
-            value = change["value"]
-            if change["key"] == "file":
-                files[value["path"]] = Blob(base64.b64decode(value["content"]))
-            elif change["key"] == "lfsFile":
-                if value["oid"] not in repo.lfs:
-                    raise _Refusal(400, f"LFS pointer to a file that does not exist: {value['path']}")
-                files[value["path"]] = Blob(repo.lfs[value["oid"]], lfs=True)
-            elif change["key"] == "deletedFile" and files.pop(value["path"], None) is None:
-                raise _Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
-        commit = Commit(head["value"]["summary"], files, last.number + 1)
-        repo.branches[revision].append(commit)
-        where = f"{self.hub.url}/{'' if kind == 'models' else 'spaces/'}{repo.id}"
-        return 200, {"success": True, "commitOid": commit.oid, "commitUrl": f"{where}/commit/{commit.oid}"}
 
     # ---- reading
 
     def _resolve(self, repo: Repo, revision: str, file: str) -> tuple:
-        commit = self._commit(repo, revision)
+        commit = repo.commit_of(revision)
         blob = commit.files.get(file)
         if blob is None:
-            raise _Refusal(404, "Entry not found", "EntryNotFound")
+            raise Refusal(404, "Entry not found", "EntryNotFound")
         etag = blob.sha256 if blob.lfs else blob.oid
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
         if begin := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
@@ -391,21 +319,3 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
             return 206, blob.content[start:], headers
         return 200, blob.content, headers
-
-
-def _tree(commit: Commit, folder: str) -> list[dict]:
-    """All that lies below a folder."""
-    entries = []
-    for path, blob in sorted(commit.files.items()):
-        if path.startswith(f"{folder}/" if folder else ""):
-            size = len(blob.content)
-            lfs = {"lfs": {"oid": blob.sha256, "size": size, "pointerSize": 130}} if blob.lfs else {}
-            entries.append({"type": "file", "path": path, "size": size, "oid": blob.oid, **lfs})
-    return entries
-
-
-def _upload_mode(asked: dict, files: dict[str, Blob]) -> dict:
-    large = asked["path"].endswith(".safetensors") or asked["size"] > LFS_SIZE
-    known = files.get(asked["path"])
-    oid = {} if known is None else {"oid": known.sha256 if known.lfs else known.oid}
-    return {"path": asked["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, **oid}
