@@ -88,7 +88,7 @@ def test_a_recipe_with_some_settings_changed():
     recipe = ddpm_hf.load_recipe("quickstart", {"train.max_steps": 700, "data.resolution": (8, 8)})
     assert (recipe.train.max_steps, recipe.data.resolution, recipe.run.name) == (700, (8, 8), "quickstart")
     assert isinstance(ddpm_hf.load_recipe("latent/digits_autoencoder"), AutoencoderRecipe)
-    Path("mine.yaml").write_text("data: {source: digits, resolution: 8, channels: 1}\ntrain: {max_steps: 3}\n")
+    Path("mine.yaml").write_text("data: {source: digits, resolution: 64, channels: 1}\ntrain: {max_steps: 3}\n")
     assert ddpm_hf.load_recipe(Path("mine.yaml")).run.name == "mine"
 
 
@@ -314,6 +314,11 @@ def test_mistakes_in_measuring(run, extractor, options, message):
     with pytest.raises(ddpm_hf.UserError) as error:
         ddpm_hf.evaluate(**{"model": run, "extractor": str(extractor), **options})
     assert str(error.value).startswith(message)
+
+
+def test_publishing_names_its_arguments_too(run):
+    with pytest.raises(ddpm_hf.UserError, match=r"^variants: 'fp8' is none; choose from"):
+        ddpm_hf.publish(run, variants=["fp8"])
 
 
 @pytest.mark.parametrize("name", ["sample", "evaluate"])
