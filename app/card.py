@@ -24,8 +24,8 @@ def card_of(source: str, pipe: ImageGenerationPipeline) -> str:
         about, written = _front_matter(text)
         written = _with_pictures(written, readme.parent)
     rows = {**_facts(pipe), **_named(about)}
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"| | |\n| --- | --- |\n{table}\n\n{written}"
+    head, *others = (f"| {name} | {value} |" for name, value in rows.items())
+    return "\n".join([head, "| --- | --- |", *others, "", written])
 
 
 def _readme(source: str) -> Path | None:

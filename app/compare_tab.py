@@ -17,7 +17,7 @@ from ddpm_hf.app.request import OF_SETTINGS, Request, check_comparison, default_
 from ddpm_hf.app.visits import Rooms
 from ddpm_hf.errors import UserError
 
-EMPTY = "Change something in B, then press Compare: both draw the same seeds."
+EMPTY = "Nothing compared yet. Press Compare: A and B draw the same seeds, each in its own way."
 COLUMNS = 4
 
 
@@ -27,7 +27,7 @@ class CompareTab:
     def __init__(self, rooms: Rooms) -> None:
         self.rooms = rooms
         first = next(iter(rooms.models.values()))
-        with gr.Row():
+        with gr.Row(equal_height=True):
             self.count, self.seed = count_and_seed(rooms.limits, min(12, default_count(first, rooms.limits)), "compare")
         self.controls, self.stages, self.galleries = [], [], []
         with gr.Row(elem_classes="sides", equal_height=False):
@@ -35,15 +35,16 @@ class CompareTab:
                 with gr.Column(min_width=280, elem_classes="settings"):
                     gr.Markdown(f"### {letter}")
                     self.controls.append(Controls(rooms.models, rooms.limits, f"compare-{letter.lower()}"))
+        if first.num_classes is not None:  # something to see at once
+            self.controls[1].guidance.value = 5.0
         with gr.Row():
             self.go = gr.Button("Compare", variant="primary", elem_id="compare-go")
             self.halt = gr.Button("Stop", variant="stop", visible=False, elem_id="compare-stop")
-        with gr.Row(elem_classes="results pair", equal_height=False):
+        self.note = gr.HTML(stage.empty(EMPTY), elem_id="compare-note")
+        with gr.Row(equal_height=False, visible=False, elem_classes="pair") as self.pair:
             for letter in "AB":
                 with gr.Column(min_width=120):
-                    self.stages.append(
-                        gr.HTML(stage.empty(EMPTY) if letter == "A" else "", elem_id=f"compare-stage-{letter.lower()}")
-                    )
+                    self.stages.append(gr.HTML(elem_id=f"compare-stage-{letter.lower()}"))
                     self.galleries.append(gallery(f"compare-gallery-{letter.lower()}"))
         with gr.Row(visible=False, elem_id="compare-takings") as self.takings:
             self.page = gr.DownloadButton("Both on a page (PNG)", size="md", elem_id="compare-grid")
@@ -52,27 +53,23 @@ class CompareTab:
         self._events()
 
     def _events(self) -> None:
-        comparing = gr.on(
-            [self.go.click, self.seed.submit],
+        inputs = [self.count, self.seed, *self.controls[0].inputs, *self.controls[1].inputs]
+        busy = [self.note, self.pair, *self.stages, *self.galleries, self.takings, self.go, self.halt]
+        prepared = gr.on(
+            [self.go.click, self.seed.submit], self._prepare, inputs, busy, **PRIVATE | {"preprocess": False}
+        )
+        comparing = prepared.success(
             self._compare,
-            [self.count, self.seed, *self.controls[0].inputs, *self.controls[1].inputs],
-            [
-                *self.stages,
-                *self.galleries,
-                self.takings,
-                self.page,
-                self.archive,
-                self.link,
-                self.query,
-                self.go,
-                self.halt,
-            ],
+            inputs,
+            [*busy, self.page, self.archive, self.link, self.query],
             api_name="compare",
             preprocess=False,
             show_progress="hidden",
             concurrency_id="drawing",
         )
-        self.halt.click(self._stop, None, [*self.stages, self.go, self.halt], cancels=[comparing], **PRIVATE)
+        over = [self.note, self.pair, self.go, self.halt]
+        comparing.failure(lambda: self._over(EMPTY), None, over, **PRIVATE)
+        self.halt.click(self._stop, None, over, cancels=[comparing], **PRIVATE)
 
     @property
     def restored(self) -> list[Any]:
@@ -84,41 +81,76 @@ class CompareTab:
             updates += controls.showing(settings)
         return updates
 
-    def _compare(self, count: Any, seed: Any, *given: Any, request: gr.Request) -> Iterator[dict]:
-        rooms, fields = self.rooms, len(OF_SETTINGS)
+    def _wanted(self, count: Any, seed: Any, *given: Any) -> Request:
+        fields = len(OF_SETTINGS)
         with told():
-            sides = [dict(zip(OF_SETTINGS, part, strict=True)) for part in (given[:fields], given[fields:])]
-            wanted = check_comparison({"count": count, "seed": seed}, sides, rooms.models, rooms.limits)
+            sides = [dict(zip(OF_SETTINGS, side, strict=True)) for side in (given[:fields], given[fields:])]
+            return check_comparison({"count": count, "seed": seed}, sides, self.rooms.models, self.rooms.limits)
+
+    def _prepare(self, *given: Any) -> dict:
+        """What the page shows at once, though others may be before."""
+        wanted = self._wanted(*given)
+        waiting = [
+            stage.waiting(text, wanted.count, min(COLUMNS, wanted.count))
+            for text in ("A: waiting for a free place", "B: after A")
+        ]
+        return {
+            self.note: gr.update(visible=False),
+            self.pair: gr.update(visible=True),
+            **dict(zip(self.stages, waiting, strict=True)),
+            **{gallery: gr.update(value=None, visible=False) for gallery in self.galleries},
+            self.takings: gr.update(visible=False),
+            self.go: gr.update(interactive=False),
+            self.halt: gr.update(visible=True),
+        }
+
+    def _compare(
+        self,
+        count: Any,
+        seed: Any,
+        model: Any,
+        class_label: Any,
+        sampler: Any,
+        steps: Any,
+        guidance: Any,
+        low: Any,
+        high: Any,
+        model2: Any,
+        class_label2: Any,
+        sampler2: Any,
+        steps2: Any,
+        guidance2: Any,
+        low2: Any,
+        high2: Any,
+        request: gr.Request,
+    ) -> Iterator[dict]:
+        rooms = self.rooms
+        a = (model, class_label, sampler, steps, guidance, low, high)
+        b = (model2, class_label2, sampler2, steps2, guidance2, low2, high2)
+        wanted = self._wanted(count, seed, *a, *b)
         columns = min(COLUMNS, wanted.count)
+        idle = {self.go: gr.update(interactive=True), self.halt: gr.update(visible=False)}
         with rooms.visits.drawing(request.session_hash) as stop:
-            yield {
-                **{box: stage.waiting(wanted.count, columns) for box in self.stages},
-                **{gallery: gr.update(value=None, visible=False) for gallery in self.galleries},
-                self.takings: gr.update(visible=False),
-                self.go: gr.update(interactive=False),
-                self.halt: gr.update(visible=True),
-            }
-            idle = {self.go: gr.update(interactive=True), self.halt: gr.update(visible=False)}
+            yield {self.stages[0]: stage.waiting("Starting", wanted.count, columns)}
             place, drawn = rooms.shelf.place(), []
             try:
                 for i, settings in enumerate(wanted.settings):
-                    model, began, seen = rooms.models[settings.model], time.monotonic(), None
-                    for news in rooms.studio.draw(model, settings, wanted.seeds, stop):
+                    drawing, began, seen = rooms.models[settings.model], time.monotonic(), None
+                    for news in rooms.studio.draw(drawing, settings, wanted.seeds, stop):
                         if isinstance(news, Progress):
                             seen = news.images if news.images is not None else seen
                             yield {self.stages[i]: stage.drawing(news, began, seen, wanted.count, columns)}
                     took = time.monotonic() - began
-                    side = Side(model, settings, wanted.seeds, news)
+                    side = Side(drawing, settings, wanted.seeds, news)
                     drawn.append(side)
                     yield {
                         self.stages[i]: stage.done(f"{'AB'[i]}: {described(settings)} · {took:.1f} s"),
                         self.galleries[i]: shown(save_pictures(side, place, f"{'ab'[i]}_"), side, columns),
                     }
             except Stopped:
-                yield idle | dict(zip(self.stages, (stage.empty(STOPPED), ""), strict=True))
+                yield self._over(STOPPED)
                 return
             except UserError as error:
-                yield idle | dict(zip(self.stages, (stage.empty(EMPTY), ""), strict=True))
                 raise one_line(error) from None
             page, archive = save_all(wanted, drawn, place)
         yield idle | {
@@ -131,9 +163,12 @@ class CompareTab:
 
     def _stop(self, request: gr.Request) -> dict:
         self.rooms.visits.stop(request.session_hash)
+        return self._over(STOPPED)
+
+    def _over(self, text: str) -> dict:
         return {
-            self.stages[0]: stage.empty(STOPPED),
-            self.stages[1]: "",
+            self.note: gr.update(value=stage.empty(text), visible=True),
+            self.pair: gr.update(visible=False),
             self.go: gr.update(interactive=True),
             self.halt: gr.update(visible=False),
         }

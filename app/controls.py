@@ -43,10 +43,6 @@ class Controls:
             elem_id=f"{name}-model",
         )
         self.class_label = gr.Dropdown(label="Class", elem_id=f"{name}-class", **self._classes(first))
-        self.sampler = gr.Dropdown(
-            SAMPLERS, value="dpmsolver++", label="Sampler", filterable=False, elem_id=f"{name}-sampler"
-        )
-        self.steps = gr.Slider(1, step=1, label="Steps", elem_id=f"{name}-steps", buttons=[], **self._steps(first))
         conditional = first.num_classes is not None
         self.guidance = gr.Slider(
             1,
@@ -60,6 +56,10 @@ class Controls:
             visible=conditional,
             elem_id=f"{name}-guidance",
         )
+        self.sampler = gr.Dropdown(
+            SAMPLERS, value="dpmsolver++", label="Sampler", filterable=False, elem_id=f"{name}-sampler"
+        )
+        self.steps = gr.Slider(1, step=1, label="Steps", elem_id=f"{name}-steps", buttons=[], **self._steps(first))
         with gr.Accordion("Advanced", open=False, visible=conditional, elem_id=f"{name}-advanced") as self.advanced:
             gr.Markdown(
                 "Guide only while the noise is between two levels, which keeps more of the variety. Noise falls from"
@@ -148,7 +148,7 @@ def count_and_seed(limits: Limits, count: int, name: str) -> tuple[gr.Slider, gr
     how_many = gr.Slider(
         1, limits.max_images, value=count, step=1, label="How many", min_width=200, buttons=[], elem_id=f"{name}-count"
     )
-    with gr.Row(elem_classes="seed-row"):
+    with gr.Row(equal_height=True):
         seed = gr.Number(
             0,
             label="Seed",

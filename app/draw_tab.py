@@ -17,7 +17,7 @@ from ddpm_hf.app.visits import Rooms
 from ddpm_hf.errors import UserError
 
 EMPTY = "Nothing drawn yet. Press Draw: the pictures appear here while they come out of noise."
-STOPPED = "Stopped. Press Draw to begin again."
+STOPPED = "Stopped. Nothing of it was kept."
 PRIVATE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -49,8 +49,8 @@ class DrawTab:
         first = next(iter(rooms.models.values()))
         with gr.Row(elem_classes="sides"):
             with gr.Column(scale=2, min_width=300, elem_classes="settings"):
-                self.controls = Controls(rooms.models, rooms.limits, "draw")
                 self.count, self.seed = count_and_seed(rooms.limits, default_count(first, rooms.limits), "draw")
+                self.controls = Controls(rooms.models, rooms.limits, "draw")
             with gr.Column(scale=3, min_width=300, elem_classes="results"):
                 with gr.Row():
                     self.go = gr.Button("Draw", variant="primary", elem_id="draw-go")
@@ -60,45 +60,45 @@ class DrawTab:
                 with gr.Row(visible=False, elem_id="draw-takings") as self.takings:
                     self.grid = gr.DownloadButton("Grid (PNG)", size="md", elem_id="draw-grid")
                     self.archive = gr.DownloadButton("All, with settings (zip)", size="md", elem_id="draw-zip")
-                self.ask_strip = gr.Button(visible=False, elem_id="draw-ask-strip")
-                self.strip_stage = gr.HTML(elem_id="draw-strip-stage")
-                self.strip = gr.Image(
-                    visible=False,
-                    label="From noise to picture",
-                    format="png",
-                    interactive=False,
-                    buttons=["download", "fullscreen"],
-                    elem_id="draw-strip",
-                    elem_classes="pixels",
-                )
+                self.ask_strip = gr.Button(visible=False, size="md", elem_id="draw-ask-strip")
+                self.strip_stage = gr.HTML(visible=False, elem_id="draw-strip-stage")
+                with gr.Column(visible=False, elem_id="draw-strip") as self.strip:
+                    self.strip_picture = gr.Image(
+                        show_label=False,
+                        container=False,
+                        format="png",
+                        interactive=False,
+                        buttons=[],
+                        elem_classes="pixels",
+                    )
+                    self.strip_file = gr.DownloadButton("Strip (PNG)", size="md")
                 self.link, self.query = link_box("draw")
         self.drawn = gr.State(None)  # the request of the pictures shown
         self.chosen = gr.State(None)  # one of them
         self._events()
 
     def _events(self) -> None:
-        results = [self.stage, self.gallery, self.takings, self.grid, self.archive, self.link, self.query, self.go,
-            self.halt, self.drawn, self.chosen, self.ask_strip, self.strip_stage, self.strip]  # fmt: skip
+        inputs = [self.count, self.seed, *self.controls.inputs]
+        busy = [self.stage, self.gallery, self.takings, self.go, self.halt, self.drawn, self.ask_strip, self.strip]
         queued = {"preprocess": False, "show_progress": "hidden", "concurrency_id": "drawing"}
-        drawing = gr.on(
-            [self.go.click, self.seed.submit],
-            self._draw,
-            [self.count, self.seed, *self.controls.inputs],
-            results,
-            api_name="draw",
-            **queued,
+        prepared = gr.on(
+            [self.go.click, self.seed.submit], self._prepare, inputs, busy, **PRIVATE | {"preprocess": False}
         )
+        drawing = prepared.success(
+            self._draw, inputs, [*busy, self.grid, self.archive, self.link, self.query], api_name="draw", **queued
+        )
+        drawing.failure(self._fail, None, [self.stage, self.go, self.halt], **PRIVATE)
         asking = self.ask_strip.click(
             self._draw_strip,
             [self.drawn, self.chosen],
-            [self.strip_stage, self.strip, self.ask_strip, self.halt],
+            [self.strip_stage, self.strip, self.strip_picture, self.strip_file, self.ask_strip, self.halt],
             api_visibility="private",
             **queued,
         )
         self.gallery.select(self._choose, self.drawn, [self.chosen, self.ask_strip, self.strip], **PRIVATE)
         self.halt.click(
             self._stop,
-            None,
+            self.drawn,
             [self.stage, self.strip_stage, self.go, self.halt, self.ask_strip],
             cancels=[drawing, asking],
             **PRIVATE,
@@ -115,29 +115,59 @@ class DrawTab:
             *self.controls.showing(request.settings[0]),
         ]
 
-    def _draw(self, count: Any, seed: Any, *given: Any, request: gr.Request) -> Iterator[dict]:
-        rooms = self.rooms
+    def _wanted(self, count: Any, seed: Any, *given: Any) -> tuple[Request, int]:
+        """What is asked for, and in how many columns to show it."""
         values = {"count": count, "seed": seed} | dict(zip(OF_SETTINGS, given, strict=True))
         with told():
-            wanted = check_request(values, rooms.models, rooms.limits)
+            wanted = check_request(values, self.rooms.models, self.rooms.limits)
         settings = wanted.settings[0]
-        model = rooms.models[settings.model]
-        columns = stage.columns_for_page(wanted.count, model.num_classes if settings.class_label == EACH else None)
+        in_turn = self.rooms.models[settings.model].num_classes if settings.class_label == EACH else None
+        return wanted, stage.columns_for_page(wanted.count, in_turn)
+
+    def _prepare(self, *given: Any) -> dict:
+        """What the page shows at once, though others may be before."""
+        wanted, columns = self._wanted(*given)
+        return {
+            self.stage: stage.waiting("Waiting for a free place", wanted.count, columns),
+            self.gallery: gr.update(value=None, visible=False),
+            self.takings: gr.update(visible=False),
+            self.go: gr.update(interactive=False),
+            self.halt: gr.update(visible=True),
+            self.drawn: None,
+            self.ask_strip: gr.update(visible=False),
+            self.strip: gr.update(visible=False),
+        }
+
+    def _fail(self) -> dict:
+        return {
+            self.stage: stage.empty(EMPTY),
+            self.go: gr.update(interactive=True),
+            self.halt: gr.update(visible=False),
+        }
+
+    def _draw(
+        self,
+        count: Any,
+        seed: Any,
+        model: Any,
+        class_label: Any,
+        sampler: Any,
+        steps: Any,
+        guidance: Any,
+        low: Any,
+        high: Any,
+        request: gr.Request,
+    ) -> Iterator[dict]:
+        rooms = self.rooms
+        wanted, columns = self._wanted(count, seed, model, class_label, sampler, steps, guidance, low, high)
+        settings = wanted.settings[0]
+        drawing = rooms.models[settings.model]
+        idle = {self.go: gr.update(interactive=True), self.halt: gr.update(visible=False)}
         with rooms.visits.drawing(request.session_hash) as stop:
-            yield {
-                self.stage: stage.waiting(wanted.count, columns),
-                self.gallery: gr.update(value=None, visible=False),
-                self.takings: gr.update(visible=False),
-                self.go: gr.update(interactive=False),
-                self.halt: gr.update(visible=True),
-                self.drawn: None,
-                self.ask_strip: gr.update(visible=False),
-                self.strip: gr.update(visible=False),
-            }
-            idle = {self.go: gr.update(interactive=True), self.halt: gr.update(visible=False)}
+            yield {self.stage: stage.waiting("Starting", wanted.count, columns)}
             began, seen = time.monotonic(), None
             try:
-                for news in rooms.studio.draw(model, settings, wanted.seeds, stop):
+                for news in rooms.studio.draw(drawing, settings, wanted.seeds, stop):
                     if isinstance(news, Progress):
                         seen = news.images if news.images is not None else seen
                         yield {self.stage: stage.drawing(news, began, seen, wanted.count, columns)}
@@ -145,10 +175,9 @@ class DrawTab:
                 yield idle | {self.stage: stage.empty(STOPPED)}
                 return
             except UserError as error:
-                yield idle | {self.stage: stage.empty(EMPTY)}
                 raise one_line(error) from None
             took = time.monotonic() - began
-            side, place = Side(model, settings, wanted.seeds, news), rooms.shelf.place()
+            side, place = Side(drawing, settings, wanted.seeds, news), rooms.shelf.place()
             page, archive = save_all(wanted, [side], place)
         yield idle | {
             self.stage: stage.done(f"{stage.pictures(wanted.count)} in {took:.1f} s. Choose one to see it large."),
@@ -167,7 +196,7 @@ class DrawTab:
             return {self.ask_strip: gr.update(visible=False)}
         return {
             self.chosen: index,
-            self.ask_strip: gr.update(visible=True, value=f"Show how picture {index + 1} came out of noise"),
+            self.ask_strip: gr.update(visible=True, value=f"Show how seed {drawn.seeds[index]} came out of noise"),
             self.strip: gr.update(visible=False),
         }
 
@@ -178,13 +207,13 @@ class DrawTab:
         settings, model = drawn.settings[0], self.rooms.models[drawn.settings[0].model]
         with self.rooms.visits.drawing(request.session_hash) as stop:
             yield {
-                self.strip_stage: stage.waiting(0, 1),
+                self.strip_stage: gr.update(value=stage.waiting("Waiting for a free place", 0, 1), visible=True),
                 self.strip: gr.update(visible=False),
                 self.ask_strip: gr.update(interactive=False),
                 self.halt: gr.update(visible=True),
             }
             idle = {
-                self.strip_stage: "",
+                self.strip_stage: gr.update(value="", visible=False),
                 self.ask_strip: gr.update(interactive=True),
                 self.halt: gr.update(visible=False),
             }
@@ -199,14 +228,15 @@ class DrawTab:
             except UserError as error:
                 yield idle
                 raise one_line(error) from None
-            yield idle | {self.strip: gr.update(value=save_strip(news, self.rooms.shelf.place()), visible=True)}
+            file = save_strip(news, self.rooms.shelf.place())
+            yield idle | {self.strip: gr.update(visible=True), self.strip_picture: file, self.strip_file: file}
 
-    def _stop(self, request: gr.Request) -> dict:
+    def _stop(self, drawn: Request | None, request: gr.Request) -> dict:
         self.rooms.visits.stop(request.session_hash)
         return {
-            self.stage: gr.skip(),
+            self.stage: stage.empty(STOPPED) if drawn is None else gr.skip(),  # else it was a strip that was stopped
             self.go: gr.update(interactive=True),
             self.halt: gr.update(visible=False),
             self.ask_strip: gr.update(interactive=True),
-            self.strip_stage: "",
+            self.strip_stage: gr.update(value="", visible=False),
         }

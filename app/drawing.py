@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class Studio:
     Its threads last: each new thread that computes would cost memory of its own.
     """
 
-    def __init__(self, concurrency: int = 1, batch_size: int = 16) -> None:
+    def __init__(self, concurrency: int = 1, batch_size: int = 32) -> None:
         self.batch_size = batch_size
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="drawing")
 
@@ -51,20 +52,25 @@ class Studio:
 
         Ends with `Stopped` within a step of `stop` being set; closing the iterator stops it too.
         """
-        return self._follow(stop, lambda tell: _draw(model, settings, seeds, self.batch_size, stop, tell))
+        return self._follow(stop, partial(_draw, model, settings, seeds, self.batch_size))
 
     def strip(
         self, model: Model, settings: Settings, seed: int, stop: threading.Event
     ) -> Iterator[Progress | np.ndarray]:
         """As `draw`: at last the states of one picture, uint8 (columns, C, H, W), from noise to what `draw` gives."""
-        return self._follow(stop, lambda tell: _strip(model, settings, seed, stop, tell))
+        return self._follow(stop, partial(_strip, model, settings, seed))
 
-    def _follow(self, stop: threading.Event, work: Callable[[Callable], np.ndarray]) -> Iterator[Progress | np.ndarray]:
+    def _follow(
+        self, stop: threading.Event, work: Callable[[Callable[[Progress], None]], np.ndarray]
+    ) -> Iterator[Progress | np.ndarray]:
         """Runs `work` in a thread; what it tells is passed on, the newest where several came at once."""
+        left = threading.Event()  # the iterator was closed
         news = threading.Condition()
         latest: dict[str, Any] = {}
 
         def tell(progress: Progress) -> None:
+            if stop.is_set() or left.is_set():
+                raise Stopped
             with news:
                 images = progress.images if progress.images is not None else latest.get("images")
                 latest.update(progress=progress, images=images)
@@ -85,12 +91,12 @@ class Studio:
                     yield Progress(progress.done, progress.total, images)
             yield future.result()
         finally:
-            stop.set()  # where the visitor has left, `yield` raises
-            future.cancel()
+            left.set()
+            future.cancel()  # where it has not begun
 
 
 def _draw(
-    model: Model, settings: Settings, seeds: range, batch_size: int, stop: threading.Event, tell: Callable
+    model: Model, settings: Settings, seeds: range, batch_size: int, tell: Callable[[Progress], None]
 ) -> np.ndarray:
     sampling = settings.sampling(model)
     per_batch = passes(model.pipe, sampling)
@@ -101,8 +107,6 @@ def _draw(
 
     def progress(_images: int) -> None:
         nonlocal done
-        if stop.is_set():
-            raise Stopped
         done += 1
         tell(Progress(done, total))
 
@@ -120,14 +124,12 @@ def _draw(
     return np.concatenate(drawn)
 
 
-def _strip(model: Model, settings: Settings, seed: int, stop: threading.Event, tell: Callable) -> np.ndarray:
+def _strip(model: Model, settings: Settings, seed: int, tell: Callable[[Progress], None]) -> np.ndarray:
     sampling = settings.sampling(model)
     done, total = 0, passes(model.pipe, sampling)
 
     def progress(_images: int) -> None:
         nonlocal done
-        if stop.is_set():
-            raise Stopped
         done += 1
         tell(Progress(done, total))
 

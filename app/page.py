@@ -32,7 +32,7 @@ def build_page(
                 draw = DrawTab(rooms)
             with gr.Tab("Compare", id="compare"):
                 compare = CompareTab(rooms)
-            with gr.Tab("About the models" if len(models) > 1 else "About the model", id="about") as about:
+            with gr.Tab("About", id="about") as about:
                 _about(models, about)
 
         def restore(request: gr.Request) -> dict:
@@ -63,12 +63,13 @@ def build_page(
 
 
 def look() -> dict[str, Any]:
-    """How the page looks, for `Blocks.launch`. Letters come from the visitor's system, or from here."""
+    """How the page looks, for `Blocks.launch`. Letters come from Gradio's own files, of which the semibold ones lack most."""
     theme = gr.themes.Default(
         primary_hue="indigo",
         secondary_hue="indigo",
         neutral_hue="slate",
-        font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 600)), "ui-sans-serif", "system-ui", "sans-serif"],
+        font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=[gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"],
     )
     return {"theme": theme, "css_paths": Path(__file__).parent / "style.css"}
 

@@ -72,7 +72,7 @@ class Demo:
         limits: Limits | None = None,
         queue_size: int = 32,
         concurrency: int = 1,
-        batch_size: int = 16,
+        batch_size: int = 32,
         trust_remote_code: bool = False,
     ) -> None:
         """`host` and `port`: None for what GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say, else 127.0.0.1 and the first

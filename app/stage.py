@@ -25,8 +25,8 @@ def done(text: str) -> str:
     return f'<div class="stage done"><p role="status">{escape(text)}</p></div>'
 
 
-def waiting(count: int, columns: int) -> str:
-    return _stage('<span>Starting</span><progress aria-label="steps"></progress>', [""] * count, columns)
+def waiting(text: str, count: int, columns: int) -> str:
+    return _stage(f'<span>{escape(text)}</span><progress aria-label="steps"></progress>', [""] * count, columns)
 
 
 def drawing(progress: Progress, began: float, images: np.ndarray | None, count: int, columns: int) -> str:

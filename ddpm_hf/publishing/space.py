@@ -1,0 +1,89 @@
+"""A folder that a Hugging Face Space runs as it is: the demo, the package's own code and, of local models, the weights."""
+
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import ddpm_hf
+import ddpm_hf.app
+import ddpm_hf.configs
+from ddpm_hf.app.models import names_of
+from ddpm_hf.errors import UserError
+
+# of what setup.cfg lists, what the demo imports; Gradio comes with the Space
+REQUIREMENTS = ("accelerate", "diffusers", "filelock", "matplotlib", "numpy", "pillow", "pydantic", "pyyaml",
+    "safetensors", "torch", "torchvision", "tqdm", "transformers")  # fmt: skip
+
+
+def write_space(folder: Path, models: Sequence[str]) -> Path:
+    """Fills `folder`, anew if it is there already, and gives it back.
+
+    `models`: Hub ids, which the Space downloads, and folders with a pipeline, which are copied into it. Raises
+    `UserError` where there is no such model.
+    """
+    folder = Path(folder)
+    sources = {model: _pipeline(model) for model in models}
+    folder.mkdir(parents=True, exist_ok=True)
+    for module, place in ((ddpm_hf, "ddpm_hf"), (ddpm_hf.app, "ddpm_hf/app"), (ddpm_hf.configs, "ddpm_hf/configs")):
+        _copy(_home(module), folder / place)
+    shutil.rmtree(folder / "models", ignore_errors=True)
+    lines = []
+    for (model, source), name in zip(sources.items(), names_of(models), strict=True):
+        if source is None:
+            lines.append(model)
+        else:
+            lines.append(f"models/{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')}")
+            _copy(source, folder / lines[-1])
+    (folder / "models.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    shutil.copyfile(_home(ddpm_hf.app) / "app.py", folder / "app.py")
+    pins = [f"{name}=={version(name).split('+')[0]}\n" for name in REQUIREMENTS]
+    (folder / "requirements.txt").write_text("".join(pins), encoding="utf-8")
+    (folder / "README.md").write_text(
+        _readme(names_of(models), [m for m, s in sources.items() if s is None]), encoding="utf-8"
+    )
+    return folder
+
+
+def _pipeline(model: str) -> Path | None:
+    """The folder with the pipeline, None for a Hub id."""
+    path = Path(model)
+    for folder in (path, path / "pipeline"):
+        if (folder / "model_index.json").is_file():
+            return folder
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise UserError(f"{model}: no folder with a pipeline; give a run's, a published one or a Hub id")
+    return None
+
+
+def _home(module: object) -> Path:
+    return Path(next(iter(module.__path__)))
+
+
+def _copy(source: Path, place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+
+
+def _readme(names: Sequence[str], ids: Sequence[str]) -> str:
+    title = f"Draw with {names[0]}" if len(names) == 1 else "Draw with diffusion models"
+    metadata = [
+        f"title: {title!r}",
+        "sdk: gradio",
+        f"sdk_version: {version('gradio')}",
+        f"python_version: '{sys.version_info.major}.{sys.version_info.minor}'",
+        "app_file: app.py",
+    ]
+    if ids:
+        metadata += ["models:", *(f"- {model}" for model in ids)]
+    return f"""---
+{chr(10).join(metadata)}
+---
+
+# {title}
+
+`app.py` is the demo of ddpm_hf, whose code is in `ddpm_hf/`, with the models that `models.txt` names. Elsewhere than in a
+Space: `pip install -r requirements.txt gradio=={version("gradio")}`, then `python app.py`.
+"""
