@@ -20,10 +20,9 @@ def add(commands: Any) -> None:
     publish.add_argument(
         "--variant",
         choices=("fp16", "bf16"),
-        nargs="+",
-        default=[],
+        action="append",
         metavar="{fp16,bf16}",
-        help="also write the denoiser's weights in half precision (default: float32 alone)",
+        help="also write the denoiser's weights in half precision; may be given twice (default: float32 alone)",
     )
     publish.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository (default: nowhere)")
     publish.add_argument(

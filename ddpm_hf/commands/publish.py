@@ -15,7 +15,7 @@ def publish(options: argparse.Namespace) -> None:
     folder = make(
         options.run_folder,
         options.out,
-        variants=list(dict.fromkeys(options.variant)),
+        variants=options.variant or (),
         push=options.push,
         private=options.private,
         revision=options.revision,

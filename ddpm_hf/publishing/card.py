@@ -109,14 +109,15 @@ class Card:
         parts.append(ran)
         for other in self.snippets[1:]:
             parts += ["The sampler that drew the pictures above:", f"```python\n{other.code}\n```"]
-        call = "A list with one generator an image makes each image independent of its batch."
+        call = (
+            '`images` of the result are PIL images, `batch_size` of them; `pipe.to("cuda")` draws on a GPU. A list with one'
+            " generator an image makes each image independent of its batch."
+        )
         if is_stock(run.pipe):
-            call = f"Give `num_inference_steps`: left out, it is 1,000. {self._stock_steps()} {call}"
-        else:
-            call = f"`batch_size` says how many images. {call}"
+            call += f" Give `num_inference_steps`: left out, it is 1,000. {self._stock_steps()}"
         if run.pipe.vae is not None:
             call += " Images are decoded `decode_batch_size` at a time."
-        parts.append(f'`images` of the result are PIL images; `pipe.to("cuda")` draws on a GPU. {call}')
+        parts.append(call)
         for variant in self.variants:
             kind = {"fp16": "float16", "bf16": "bfloat16"}[variant]
             types = f"torch.{kind}"
@@ -127,9 +128,12 @@ class Card:
                 if run.pipe.vae is None
                 else "; the autoencoder stays in float32, since half precision may overflow in it"
             )
+            tensors = ""
+            if variant == "bf16" and is_stock(run.pipe):  # its step to NumPy knows no bfloat16
+                tensors = ' Give `output_type="pt"` then: Diffusers\' own pipeline makes PIL images of float16 and float32 alone.'
             parts.append(
-                f'With `variant="{variant}", torch_dtype={types}` in `from_pretrained` the denoiser is loaded in half'
-                f" precision, for GPUs{vae}."
+                f'With `variant="{variant}", dtype={types}` in `from_pretrained` the denoiser is loaded in half'
+                f" precision, for GPUs{vae}.{tensors}"
             )
         return "\n\n".join(parts)
 

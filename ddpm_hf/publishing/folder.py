@@ -81,6 +81,8 @@ def build(folder: Path, run: Run, card: Card, variants: Sequence[str] = (), samp
         else:
             shutil.copyfile(samples, folder / "samples.png")
         draw_curves(run, folder)
+        for weights in folder.rglob("*.safetensors"):  # which are saved for their owner's eyes alone
+            shutil.copymode(folder / "recipe.yaml", weights)
         if run.records:
             (folder / "evaluations").mkdir()
         for name, record in run.records.items():

@@ -43,6 +43,7 @@ def publish(
     for variant in variants:
         if variant not in VARIANTS:
             raise UserError(f"--variant: {variant!r} is none; choose from {', '.join(VARIANTS)}")
+    variants = list(dict.fromkeys(variants))
     final = Path(run).expanduser() / "hub" if out is None else Path(out).expanduser()
     failed = final.with_name(f"{final.name}.failed")
     found = read_run(run)

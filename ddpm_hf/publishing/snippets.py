@@ -53,7 +53,7 @@ def snippets(run: Run, called: str) -> list[Snippet]:
 def variant_snippet(run: Run, called: str, variant: str) -> Snippet:
     """The first of them with the weights of half precision, computed with in float32."""
     first = snippets(run, called)[0]
-    half = f'from_pretrained({_text(called)}, variant="{variant}", torch_dtype=torch.float32'
+    half = f'from_pretrained({_text(called)}, variant="{variant}", dtype=torch.float32'
     code = first.code.replace(f"from_pretrained({_text(called)}", half)
     return Snippet(code.replace(first.picture, f"{variant}.png"), f"{variant}.png", first.sampling)
 

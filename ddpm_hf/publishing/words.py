@@ -121,7 +121,7 @@ def training(run: Run) -> str:
     images = f"Images: {data_set(run)}; split `{data.split}`"
     if data.held_out:
         images += f" without the {data.held_out:.1%} held out to validate with"
-    images += f"; resized to {'x'.join(map(str, data.resolution))}, {data.crop} crop" + (
+    images += f"; {'x'.join(map(str, data.resolution))} pixels, {data.crop} crop" + (
         ", half of them mirrored" if data.flip else ""
     )
     if state is not None:

@@ -1,14 +1,25 @@
 """`ddpm-hf publish`, whole: built, checked in a fresh process, in place."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
 
 from ddpm_hf.cli import main
 from ddpm_hf.publishing import folder as folders
+from ddpm_hf.publishing.card import Card
+from ddpm_hf.publishing.check import code_of, difference
+from ddpm_hf.publishing.run import read_run
+from ddpm_hf.publishing.snippets import drawn_by_run, snippets
 
 pytestmark = pytest.mark.slow
 
@@ -20,12 +31,12 @@ def test_a_published_run_is_replaced_by_the_next(trained, tmp_path, capsys):
     assert f"{out} is ready" in capsys.readouterr().out
     assert "license: mit" in (out / "README.md").read_text()
     first = {path: path.stat().st_ino for path in out.rglob("*")}
-    main([*command, "--variant", "fp16", "bf16"])  # which the check loads too
+    main([*command, "--variant", "fp16", "--variant", "bf16"])  # which the check loads too
     assert {path.name for path in (out / "unet").iterdir()} == {
         "config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
         "diffusion_pytorch_model.bf16.safetensors",
     }  # fmt: skip
-    assert 'With `variant="fp16", torch_dtype={"unet": torch.float16' in (out / "README.md").read_text()
+    assert 'With `variant="fp16", dtype={"unet": torch.float16' in (out / "README.md").read_text()
     assert {path: path.stat().st_ino for path in out.rglob("*")} != first
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]  # nothing aside is left
 
@@ -79,3 +90,48 @@ def test_code_that_needs_this_package_does_not_pass(trained, tmp_path, monkeypat
     assert "hub.failed: does not work without this package: " in (said := capsys.readouterr().err)
     assert "ddpm_hf" in said.strip().splitlines()[-1].partition("this package: ")[2]
     assert not (tmp_path / "hub").exists()
+
+
+def test_what_was_pushed_works_by_its_cards_code(trained, tmp_path, hub, capsys):
+    """The Hub downloads other files than a folder holds: those alone that a pipeline's index asks for."""
+    out = tmp_path / "hub"
+    main(["publish", str(trained[0]["custom"]), "--out", str(out), "--push", "ada/digits", "--private"])
+    assert f"{hub.url}/ada/digits/commit/" in capsys.readouterr().out
+    code = code_of((out / "README.md").read_text())
+    assert 'from_pretrained("ada/digits", trust_remote_code=True)' in code
+    elsewhere = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run(
+        [sys.executable, "-I", "-c", "import sys; sys.modules['ddpm_hf'] = None\n" + code],
+        cwd=tmp_path,
+        env=os.environ | hub.environment(tmp_path / "home") | elsewhere,
+        check=True,
+    )
+    run = read_run(trained[0]["custom"])
+    drawn = {"image.png": np.asarray(Image.open(tmp_path / "image.png"))}
+    assert difference(drawn, drawn_by_run(run, snippets(run, "ada/digits"), lambda images: None)) is None
+
+
+def test_a_refused_token_is_told_before_anything_is_made(trained, tmp_path, hub, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_nobodys")
+    with pytest.raises(SystemExit):
+        main(["publish", str(trained[0]["custom"]), "--out", str(tmp_path / "hub"), "--push", "ada/digits"])
+    assert "refuses the token in HF_TOKEN" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["stock", "latent"])
+def test_half_precision_loads_as_the_card_says(trained, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    run = read_run(trained[0][kind])
+    folders.build(tmp_path / "hub", run, Card(run, snippets(run, "x"), ["bf16"]), ["bf16"])
+    card = (tmp_path / "hub" / "README.md").read_text()
+    (said,) = re.findall(r'`(variant="bf16", dtype=.+?)`', card)
+    options = eval(f"dict({said})", {"torch": torch, "dict": dict})
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "hub", trust_remote_code=kind != "stock", **options)
+    assert pipe.unet.dtype == torch.bfloat16
+    if kind == "latent":
+        assert pipe.vae.dtype == torch.float32
+    for name, weight in pipe.unet.state_dict().items():
+        assert torch.equal(weight, run.pipe.unet.state_dict()[name].bfloat16()), name
+    assert ('Give `output_type="pt"` then' in card) == (kind == "stock")
+    assert pipe(num_inference_steps=2, output_type="pt").images.std() > 0
