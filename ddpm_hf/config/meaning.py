@@ -75,7 +75,6 @@ def _of_denoisers(value: Callable[[str], Any]) -> Found:
         message = "needs evaluate.every, the optimizer steps between evaluations; set it, or leave this out"
         drop("evaluate.every", message, *(f"evaluate.{name}" for name in others))
     if value("hub.repo_id") is None:
-        others = ("push_every", "private", "revision", "license")
         message = "needs hub.repo_id, where the model is pushed to, such as you/digits; set it, or leave this out"
-        drop("hub.repo_id", message, *(f"hub.{name}" for name in others))
+        drop("hub.repo_id", message, "hub.push_every", "hub.private", "hub.revision")
     return found

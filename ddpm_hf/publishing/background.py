@@ -26,6 +26,7 @@ from ddpm_hf.publishing.upload import check_destination
 from ddpm_hf.training.loop import Progress
 from ddpm_hf.training.run_folder import RunFolder
 
+COMMAND = (sys.executable, "-m", "ddpm_hf.publishing.background")  # of the other process
 LAST_PUSH = 30 * 60  # seconds that the end of a training waits for it
 
 
@@ -151,7 +152,7 @@ class Push:
             if self._stopped:
                 return
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __spec__.name],
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
