@@ -288,6 +288,12 @@ def _check_pushing(recipe: "Recipe") -> None:
     if repo_id is not None and not REPO_ID.fullmatch(repo_id):
         raise _contradiction("hub.repo_id", f"{repo_id!r} should be OWNER/NAME, such as you/digits")
     _check_at_checkpoints("hub.push_every", recipe.hub.push_every, recipe, "there might be nothing new to push")
+    every, pictures = recipe.hub.push_every, recipe.sample.every
+    if every is not None and pictures is not None and every % pictures:
+        raise _contradiction(
+            "hub.push_every",
+            f"{every} is no multiple of sample.every, {pictures}, so that the card's picture would be of another step",
+        )
 
 
 def _check_at_checkpoints(key: str, every: int | None, recipe: "Recipe", otherwise: str) -> None:

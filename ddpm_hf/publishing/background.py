@@ -27,6 +27,7 @@ from ddpm_hf.training.loop import Progress
 from ddpm_hf.training.run_folder import RunFolder
 
 COMMAND = (sys.executable, "-m", "ddpm_hf.publishing.background")  # of the other process
+LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAST_PUSH = 30 * 60  # seconds that the end of a training waits for it
 
 
@@ -93,7 +94,12 @@ class Push:
         if thread is None:
             return
         _say(f"waiting for the last push to {self.hub.repo_id}, for at most {LAST_PUSH / 60:g} minutes")
-        thread.join(LAST_PUSH)
+        try:
+            thread.join(LAST_PUSH)
+        except KeyboardInterrupt:
+            self.stop()
+            self._failed(self.last, "interrupted")
+            raise SystemExit(130) from None
         if thread.is_alive():
             self.stop()
             self._failed(self.last, f"it took more than {LAST_PUSH / 60:g} minutes")
@@ -119,7 +125,7 @@ class Push:
             _link(checkpoint / name, copy / "checkpoints" / checkpoint.name / name)
         for file in filter(Path.is_file, (run.recipe_file, run.metrics_file)):  # which is written to
             shutil.copyfile(file, copy / file.name)
-        if (picture := max(run.samples.glob("step-*.png"), default=None)) is not None:
+        if (picture := run.samples / f"{checkpoint.name}.png").is_file():
             _link(picture, folder / "samples.png")
         return folder
 
@@ -181,9 +187,10 @@ class Push:
 
 
 def _environment() -> dict[str, str]:
-    """The package is found as it is here, and the devices are left to the training."""
+    """The package is found as it is here; devices and the other processes of a launch are left to the training."""
     paths = [str(Path(ddpm_hf.__file__).parent.parent), os.environ.get("PYTHONPATH")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "CUDA_VISIBLE_DEVICES": ""}
+    alone = {name: value for name, value in os.environ.items() if name not in LAUNCH}
+    return alone | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _end(process: subprocess.Popen) -> None:

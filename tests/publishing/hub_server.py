@@ -10,7 +10,8 @@ import re
 import socket
 import struct
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
@@ -88,6 +89,7 @@ class HubServer:
 class Request:
     name: str  # method and path
     received: int = 0
+    at: float = field(default_factory=time.time)
 
 
 @dataclass
