@@ -132,7 +132,7 @@ class CompareTab:
         idle = {self.go: gr.update(interactive=True), self.halt: gr.update(visible=False)}
         with rooms.visits.drawing(request.session_hash) as stop:
             yield {self.stages[0]: stage.waiting("Starting", wanted.count, columns)}
-            place, drawn = rooms.shelf.place(), []
+            place, drawn, galleries = rooms.shelf.place(), [], {}
             try:
                 for i, settings in enumerate(wanted.settings):
                     drawing, began, seen = rooms.models[settings.model], time.monotonic(), None
@@ -143,23 +143,25 @@ class CompareTab:
                     took = time.monotonic() - began
                     side = Side(drawing, settings, wanted.seeds, news)
                     drawn.append(side)
-                    yield {
-                        self.stages[i]: stage.done(f"{'AB'[i]}: {described(settings)} · {took:.1f} s"),
-                        self.galleries[i]: shown(save_pictures(side, place, f"{'ab'[i]}_"), side, columns),
-                    }
+                    galleries[self.galleries[i]] = shown(save_pictures(side, place, f"{'ab'[i]}_"), side, columns)
+                    yield {self.stages[i]: stage.done(f"{'AB'[i]}: {described(settings)} · {took:.1f} s"), **galleries}
             except Stopped:
                 yield self._over(STOPPED)
                 return
             except UserError as error:
                 raise one_line(error) from None
             page, archive = save_all(wanted, drawn, place)
-        yield idle | {
-            self.takings: gr.update(visible=True),
-            self.page: page,
-            self.archive: archive,
-            self.link: gr.update(visible=True),
-            self.query: to_query(wanted),
-        }
+        yield (
+            idle
+            | galleries
+            | {
+                self.takings: gr.update(visible=True),
+                self.page: page,
+                self.archive: archive,
+                self.link: gr.update(visible=True),
+                self.query: to_query(wanted),
+            }
+        )
 
     def _stop(self, request: gr.Request) -> dict:
         self.rooms.visits.stop(request.session_hash)

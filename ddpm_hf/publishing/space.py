@@ -9,8 +9,8 @@ from pathlib import Path
 
 import ddpm_hf
 import ddpm_hf.app
-import ddpm_hf.configs
 from ddpm_hf.app.models import names_of
+from ddpm_hf.config.files import shipped_configs
 from ddpm_hf.errors import UserError
 
 # of what setup.cfg lists, what the demo imports; Gradio comes with the Space
@@ -27,8 +27,12 @@ def write_space(folder: Path, models: Sequence[str]) -> Path:
     folder = Path(folder)
     sources = {model: _pipeline(model) for model in models}
     folder.mkdir(parents=True, exist_ok=True)
-    for module, place in ((ddpm_hf, "ddpm_hf"), (ddpm_hf.app, "ddpm_hf/app"), (ddpm_hf.configs, "ddpm_hf/configs")):
-        _copy(_home(module), folder / place)
+    for source, place in (
+        (Path(ddpm_hf.__file__).parent, "ddpm_hf"),
+        (Path(ddpm_hf.app.__file__).parent, "ddpm_hf/app"),
+        (shipped_configs(), "ddpm_hf/configs"),
+    ):
+        _copy(source, folder / place)
     shutil.rmtree(folder / "models", ignore_errors=True)
     lines = []
     for (model, source), name in zip(sources.items(), names_of(models), strict=True):
@@ -38,7 +42,7 @@ def write_space(folder: Path, models: Sequence[str]) -> Path:
             lines.append(f"models/{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')}")
             _copy(source, folder / lines[-1])
     (folder / "models.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    shutil.copyfile(_home(ddpm_hf.app) / "app.py", folder / "app.py")
+    shutil.copyfile(Path(ddpm_hf.app.__file__).parent / "app.py", folder / "app.py")
     pins = [f"{name}=={version(name).split('+')[0]}\n" for name in REQUIREMENTS]
     (folder / "requirements.txt").write_text("".join(pins), encoding="utf-8")
     (folder / "README.md").write_text(
@@ -56,10 +60,6 @@ def _pipeline(model: str) -> Path | None:
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise UserError(f"{model}: no folder with a pipeline; give a run's, a published one or a Hub id")
     return None
-
-
-def _home(module: object) -> Path:
-    return Path(next(iter(module.__path__)))
 
 
 def _copy(source: Path, place: Path) -> None:

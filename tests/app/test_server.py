@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +52,11 @@ def fetched(http, url):
 
 
 def images_of(http, data):
-    return [np.asarray(Image.open(io.BytesIO(fetched(http, url).content))) for url in files_in(data) if "/00" in url]
+    return [
+        np.asarray(Image.open(io.BytesIO(fetched(http, url).content)))
+        for url in files_in(data)
+        if re.search(r"\d{6}\.png$", url)
+    ]
 
 
 def expected(models, name, seeds, sampling):
@@ -143,11 +148,10 @@ def test_a_python_client_sees_the_same(demo):
     [
         [],
         GOOD[:3],
-        [*GOOD, 1, 2, 3],
         [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, *GOOD[1:]],
         [4, 7, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, *GOOD[3:]],
     ],
-    ids=["none", "few", "many", "file", "file for a model"],
+    ids=["none", "few", "file", "file for a model"],
 )
 def test_what_is_no_request_at_all(http, data):
     event, told = ask(http, "draw", data)
