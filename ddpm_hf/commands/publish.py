@@ -1,8 +1,10 @@
 """`ddpm-hf publish`."""
 
 import argparse
+from pathlib import Path
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.publishing.publish import place_of
 from ddpm_hf.publishing.publish import publish as make
 
 
@@ -12,6 +14,7 @@ def publish(options: argparse.Namespace) -> None:
         for option in ("private", "revision"):
             if getattr(options, option):
                 raise UserError(f"--{option}: is of a repository; name one with --push OWNER/NAME, or leave it out")
+    space = _space_beside(options) if options.space else None
     folder = make(
         options.run_folder,
         options.out,
@@ -22,8 +25,16 @@ def publish(options: argparse.Namespace) -> None:
         license=options.license,
     )
     print(f"{folder} is ready, and draws the run's own image without this package; README.md is its card")
-    if options.space:
+    if space is not None:
         from ddpm_hf.publishing.space import write_space
 
-        space = write_space(folder.with_name(f"{folder.name}-space"), [options.push or str(folder)])
-        print(f"{space} is a Space with the demo")
+        print(f"{write_space(space, [options.push or str(folder)])} is a Space with the demo")
+
+
+def _space_beside(options: argparse.Namespace) -> Path:
+    """Where the Space's folder goes. Raises `UserError` where there is something else."""
+    folder = place_of(options.run_folder, options.out)
+    space = folder.with_name(f"{folder.name}-space")
+    if space.exists() and not (space / "models.txt").is_file() and (not space.is_dir() or any(space.iterdir())):
+        raise UserError(f"--space: {space} is no Space's folder of ddpm-hf publish; move it, or choose another --out")
+    return space

@@ -1,6 +1,5 @@
 """The model card: what the Hub reads of a model, and what a person does."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,7 @@ class Card:
             base_model=None if pretrained is None or "model.pretrained" in run.places else pretrained,
             metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
             tags=[*tags, *(["latent-diffusion"] if run.pipe.vae is not None else []), "ddpm_hf"],
-            model_name=run.name,
+            model_name=run.name if results else None,
             eval_results=results or None,
         )
 
@@ -248,8 +247,3 @@ def _about(record: Record, run: Run) -> list[str]:
     network = (record.get("extractor") or {}).get("name", "")
     count = "" if record.get("num_images") is None else f"{record['num_images']:,}"
     return [count, compared, network, drawn]
-
-
-def metadata_of(card: str) -> dict:
-    """A card's metadata, as the Hub reads it."""
-    return json.loads(json.dumps(ModelCard(card).data.to_dict()))

@@ -44,7 +44,7 @@ def publish(
         if variant not in VARIANTS:
             raise UserError(f"--variant: {variant!r} is none; choose from {', '.join(VARIANTS)}")
     variants = list(dict.fromkeys(variants))
-    final = Path(run).expanduser() / "hub" if out is None else Path(out).expanduser()
+    final = place_of(run, out)
     failed = final.with_name(f"{final.name}.failed")
     found = read_run(run)
     if final.resolve() == found.folder.resolve():
@@ -74,6 +74,11 @@ def publish(
         step = "" if found.state is None else f", step {found.state['step']:,}"
         print(upload(final, push, private=private, revision=revision, message=f"{found.name}{step}"), flush=True)
     return final
+
+
+def place_of(run: str | Path, out: str | Path | None) -> Path:
+    """The folder of a publication."""
+    return Path(run).expanduser() / "hub" if out is None else Path(out).expanduser()
 
 
 def _check(folder: Path, run: Run, called: str, variants: Sequence[str]) -> None:

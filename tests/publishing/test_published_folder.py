@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
+from ddpm_hf.cli import main
 from ddpm_hf.config import load_recipe
 from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
@@ -277,3 +278,19 @@ def test_what_is_no_run_with_a_pipeline_gets_one_line(trained, published, tmp_pa
         publish(runs["stock"], tmp_path / "out", variants=["fp8"])
     with pytest.raises(UserError, match=r"--out: .* is the run folder itself"):
         publish(runs["stock"], runs["stock"])
+
+
+def test_a_space_does_not_take_the_place_of_something_else(trained, tmp_path, capsys):
+    (tmp_path / "hub-space").mkdir()
+    (tmp_path / "hub-space" / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["publish", str(trained[0]["stock"]), "--out", str(tmp_path / "hub"), "--space"])
+    assert "hub-space is no Space's folder of ddpm-hf publish; move it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["hub-space"]
+
+
+@pytest.mark.parametrize("option", [["--private"], ["--revision", "trial"]])
+def test_what_is_of_a_repository_needs_one(trained, option, capsys):
+    with pytest.raises(SystemExit):
+        main(["publish", str(trained[0]["stock"]), *option])
+    assert f"{option[0]}: is of a repository; name one with --push OWNER/NAME" in capsys.readouterr().err
