@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
@@ -129,7 +130,7 @@ def draw_samples(run: Run, path: Path) -> None:
     recipe, pipe, layout = run.recipe, run.pipe, layout_of(run.recipe)
     steps = passes(pipe, sampling_of_recipe(recipe))
     total = len(layout.seeds) * len(layout.scales) * steps
-    pipe.to(default_device())
+    pipe.to(device := default_device())
     try:
         with tqdm(total=total, unit="image step", desc="samples", dynamic_ncols=True, disable=None) as bar:
             picture = sample_grid(
@@ -137,6 +138,10 @@ def draw_samples(run: Run, path: Path) -> None:
                 run.class_names,
                 lambda seeds, sampling: draw_images(pipe, seeds, recipe.sample.batch_size, sampling, bar.update),
             )
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"out of memory on {device}: lower sample.batch_size, {recipe.sample.batch_size}, in {run.folder / 'recipe.yaml'}"
+        ) from None
     finally:
         pipe.to("cpu")
     plots.save(picture, path)
