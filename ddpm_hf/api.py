@@ -6,6 +6,7 @@ Mistakes raise `UserError` with one line: what is wrong, and what would be right
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,15 @@ def train(recipe: AnyRecipe) -> Path:
     if not isinstance(recipe, AnyRecipe):
         raise UserError(f"recipe: {recipe!r} should be a recipe, such as ddpm_hf.load_recipe gives")
     if isinstance(recipe, AutoencoderRecipe):
-        import train_autoencoder as script
-    elif recipe.autoencoder.source is not None:
-        import train_cfg_latent as script
+        name = "train_autoencoder"
     else:
-        import train_unconditional as script
-    if not isinstance(recipe, AutoencoderRecipe):
+        name = "train_unconditional" if recipe.autoencoder.source is None else "train_cfg_latent"
         warn(recipe)
+    script = import_module(name)
+    if not hasattr(script, "train"):  # Diffusers' example has the name of one
+        raise UserError(
+            f"{script.__file__} is found in place of this package's {name}.py; rename it, or start elsewhere"
+        )
     forget_accelerator()
     try:
         script.train(recipe)

@@ -188,6 +188,17 @@ def test_training_on_a_thread():
     assert (found[0] / "pipeline" / "model_index.json").is_file()
 
 
+def test_another_script_of_the_same_name(own_folder, monkeypatch):
+    Path("train_unconditional.py").write_text("def main(): ...\n")
+    monkeypatch.delitem(sys.modules, "train_unconditional", raising=False)
+    monkeypatch.syspath_prepend(Path.cwd())
+    with pytest.raises(
+        ddpm_hf.UserError, match=r"is found in place of this package's train_unconditional\.py; rename it"
+    ):
+        ddpm_hf.train(tiny("hidden"))
+    sys.modules.pop("train_unconditional")
+
+
 def test_train_wants_a_recipe():
     with pytest.raises(ddpm_hf.UserError, match="recipe: 'quickstart' should be a recipe"):
         ddpm_hf.train("quickstart")
