@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +109,7 @@ class Push:
             self._stopped, self._waiting = True, None
             if self._process is not None:
                 _end(self._process)
+                self._process = None
         shutil.rmtree(self.aside, ignore_errors=True)
 
     # ---- aside
@@ -157,7 +158,7 @@ class Push:
         with self._lock:
             if self._stopped:
                 return
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -167,13 +168,13 @@ class Push:
                 env=_environment(),
                 start_new_session=True,  # a Ctrl-C is the training's
             )
-        shown, errors = self._process.communicate(json.dumps(asked))
+        shown, errors = process.communicate(json.dumps(asked))
         with self._lock:
-            code, self._process = self._process.returncode, None
+            self._process = None
         if self._stopped:
             return
-        if code:
-            last = (errors.strip().splitlines() or [f"its process ended with {code}"])[-1]
+        if process.returncode:
+            last = (errors.strip().splitlines() or [f"its process ended with {process.returncode}"])[-1]
             # the folder is made anew for the next push
             self._failed(job.step, last.removeprefix("error: ").partition(f"; {out} ")[0])
         else:
@@ -195,7 +196,8 @@ def _environment() -> dict[str, str]:
 
 def _end(process: subprocess.Popen) -> None:
     if hasattr(os, "killpg"):  # with what it has started
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
 
