@@ -195,20 +195,18 @@ class Card:
                 else ""
             )
             return f"{parts[0]}\n\nThese weights were not evaluated.{others}"
-        lines = ["| metric | value | images | compared with | features | drawn by | record |", "|" + " --- |" * 7]
         for name, record in measured.items():
-            lines += [
-                f"| {_metric(key, record)} | {with_spread(key, record['metrics'])} | {' | '.join(_about(record, self.run))} |"
-                f" [json](evaluations/{name}) |"
+            rows = [
+                f"| {_metric(key, record)} | {with_spread(key, record['metrics'])} |"
                 for key in main_keys(record["metrics"])
             ]
-        parts.append("\n".join(lines))
+            parts += [f"{_about(record)} ([record](evaluations/{name})):", "\n".join(["| | |", "| --- | --- |", *rows])]
         if any((record.get("extractor") or {}).get("name") not in (None, "inception") for record in measured.values()):
             parts.append(
                 "Distances by another network than Inception are no FID: they compare with values of the same network, counts"
                 " and reference only."
             )
-        warnings = dict.fromkeys(warning for record in measured.values() for warning in record["warnings"])
+        warnings = dict.fromkeys(warning for record in measured.values() for warning in record.get("warnings", ()))
         parts += ["\n".join(f"- {warning}." for warning in warnings)] if warnings else []
         parts.append(
             "Each record has every setting that its figures depend on: digests of the weights and of the reference, sampler,"
@@ -230,20 +228,22 @@ def _metric(key: str, record: Record) -> str:
     return f"{metric_name(key, record)}{arrow}"
 
 
-def _about(record: Record, run: Run) -> list[str]:
-    """What a row of the table says of how its value came about."""
-    reference, sampling = record.get("reference"), record.get("sampling")
-    compared = ""
+def _about(record: Record) -> str:
+    """What a record's values depend on, in short."""
+    parts, reference, sampling = [], record.get("reference"), record.get("sampling")
+    if sampling is not None:
+        guidance = "" if sampling["guidance_scale"] == 1 else f", guidance scale {sampling['guidance_scale']:g}"
+        only = "" if sampling.get("class") is None else f", class {sampling['class']} alone"
+        last = sampling["first_seed"] + record["num_images"] - 1
+        parts.append(
+            f"{record['num_images']:,} images, {sampling['sampler']} in {sampling['steps']:,} steps{guidance}{only}, seeds"
+            f" {sampling['first_seed']} to {last}"
+        )
     if reference is not None:
         number = "" if reference.get("num_images") is None else f"{reference['num_images']:,} of "
         part = reference.get("part") or reference.get("split")
-        compared = f"{number}{words.inline(str(reference['source']))}{f', {part}' if part else ''}"
-    drawn = ""
-    if sampling is not None:
-        guidance = "" if sampling["guidance_scale"] == 1 else f", guidance {sampling['guidance_scale']:g}"
-        drawn = f"{sampling['sampler']}, {sampling['steps']} steps{guidance}"
-        if sampling.get("class") is not None:
-            drawn += f", class {sampling['class']}"
-    network = (record.get("extractor") or {}).get("name", "")
-    count = "" if record.get("num_images") is None else f"{record['num_images']:,}"
-    return [count, compared, network, drawn]
+        parts.append(f"against {number}{words.inline(str(reference['source']))}{f' ({part})' if part else ''}")
+    if (network := record.get("extractor")) is not None:
+        size = network.get("dimensions")
+        parts.append(f"by {'' if size is None else f'{size:,} '}features of the network `{network['name']}`")
+    return ", ".join(parts) or "Measured on real images"
