@@ -1,7 +1,7 @@
 """The controls of one drawing, for whichever model is chosen."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
@@ -30,8 +30,10 @@ SAMPLERS = [  # what a person wants to know of each
 class Controls:
     """One set of controls; `inputs` are its components in the order of `OF_SETTINGS`."""
 
-    def __init__(self, models: Mapping[str, Model], limits: Limits, name: str) -> None:
-        """Builds them where it is called. `name` begins their ids on the page."""
+    def __init__(
+        self, models: Mapping[str, Model], limits: Limits, name: str, below_model: Callable[[], None] = lambda: None
+    ) -> None:
+        """Builds them where it is called. `name` begins their ids on the page; `below_model` builds what stands there."""
         self.models, self.limits = models, limits
         first = next(iter(models.values()))
         self.model = gr.Dropdown(
@@ -42,6 +44,7 @@ class Controls:
             filterable=False,
             elem_id=f"{name}-model",
         )
+        below_model()
         self.class_label = gr.Dropdown(label="Class", elem_id=f"{name}-class", **self._classes(first))
         conditional = first.num_classes is not None
         self.guidance = gr.Slider(

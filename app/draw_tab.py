@@ -46,11 +46,9 @@ class DrawTab:
 
     def __init__(self, rooms: Rooms) -> None:
         self.rooms = rooms
-        first = next(iter(rooms.models.values()))
         with gr.Row(elem_classes="sides"):
             with gr.Column(scale=2, min_width=300, elem_classes="settings"):
-                self.count, self.seed = count_and_seed(rooms.limits, default_count(first, rooms.limits), "draw")
-                self.controls = Controls(rooms.models, rooms.limits, "draw")
+                self.controls = Controls(rooms.models, rooms.limits, "draw", self._count_and_seed)
             with gr.Column(scale=3, min_width=300, elem_classes="results"):
                 with gr.Row():
                     self.go = gr.Button("Draw", variant="primary", elem_id="draw-go")
@@ -76,6 +74,10 @@ class DrawTab:
         self.drawn = gr.State(None)  # the request of the pictures shown
         self.chosen = gr.State(None)  # one of them
         self._events()
+
+    def _count_and_seed(self) -> None:
+        first = next(iter(self.rooms.models.values()))
+        self.count, self.seed = count_and_seed(self.rooms.limits, default_count(first, self.rooms.limits), "draw")
 
     def _events(self) -> None:
         inputs = [self.count, self.seed, *self.controls.inputs]

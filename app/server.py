@@ -113,7 +113,7 @@ class Demo:
         except BaseException:
             self._folder.cleanup()
             raise
-        self.page = page
+        self.page, self.models = page, loaded
 
     def __enter__(self) -> "Demo":
         return self
