@@ -241,8 +241,8 @@ def test_the_notebook_runs(tmp_path):
     notebook = json.loads((ROOT / "docs" / "digits.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     for before, after in (
-        ('"train.max_steps": 1200', '"train.max_steps": 20, "train.warmup_steps": 0, "track.log_every": 5'),
-        ('"train.checkpoint_every": 400', '"train.checkpoint_every": 10'),
+        ('"train.max_steps": 600', '"train.max_steps": 20, "train.warmup_steps": 0, "track.log_every": 5'),
+        ('"train.checkpoint_every": 200', '"train.checkpoint_every": 10'),
         ('"num_images": 300', '"num_images": 20'),
         ("steps=100", "steps=3"),
     ):
