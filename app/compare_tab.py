@@ -50,11 +50,12 @@ class CompareTab:
             self.page = gr.DownloadButton("Both on a page (PNG)", size="md", elem_id="compare-grid")
             self.archive = gr.DownloadButton("All, with settings (zip)", size="md", elem_id="compare-zip")
         self.link, self.query = link_box("compare")
+        self.stopped = gr.State(False)
         self._events()
 
     def _events(self) -> None:
         inputs = [self.count, self.seed, *self.controls[0].inputs, *self.controls[1].inputs]
-        busy = [self.note, self.pair, *self.stages, *self.galleries, self.takings, self.go, self.halt]
+        busy = [self.note, self.pair, *self.stages, *self.galleries, self.takings, self.go, self.halt, self.stopped]
         prepared = gr.on(
             [self.go.click, self.seed.submit], self._prepare, inputs, busy, **PRIVATE | {"preprocess": False}
         )
@@ -68,8 +69,8 @@ class CompareTab:
             concurrency_id="drawing",
         )
         over = [self.note, self.pair, self.go, self.halt]
-        comparing.failure(lambda: self._over(EMPTY), None, over, **PRIVATE)
-        self.halt.click(self._stop, None, over, cancels=[comparing], **PRIVATE)
+        comparing.failure(self._fail, self.stopped, over, **PRIVATE)
+        self.halt.click(self._stop, None, [*over, self.stopped], cancels=[comparing], **PRIVATE)
 
     @property
     def restored(self) -> list[Any]:
@@ -102,6 +103,7 @@ class CompareTab:
             self.takings: gr.update(visible=False),
             self.go: gr.update(interactive=False),
             self.halt: gr.update(visible=True),
+            self.stopped: False,
         }
 
     def _compare(
@@ -165,7 +167,10 @@ class CompareTab:
 
     def _stop(self, request: gr.Request) -> dict:
         self.rooms.visits.stop(request.session_hash)
-        return self._over(STOPPED)
+        return self._over(STOPPED) | {self.stopped: True}
+
+    def _fail(self, stopped: bool) -> dict:
+        return self._over(STOPPED if stopped else EMPTY)
 
     def _over(self, text: str) -> dict:
         return {

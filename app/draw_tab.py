@@ -73,6 +73,7 @@ class DrawTab:
                 self.link, self.query = link_box("draw")
         self.drawn = gr.State(None)  # the request of the pictures shown
         self.chosen = gr.State(None)  # one of them
+        self.stopped = gr.State(False)  # so that it is not told as a failure, which it is to Gradio
         self._events()
 
     def _count_and_seed(self) -> None:
@@ -81,7 +82,17 @@ class DrawTab:
 
     def _events(self) -> None:
         inputs = [self.count, self.seed, *self.controls.inputs]
-        busy = [self.stage, self.gallery, self.takings, self.go, self.halt, self.drawn, self.ask_strip, self.strip]
+        busy = [
+            self.stage,
+            self.gallery,
+            self.takings,
+            self.go,
+            self.halt,
+            self.drawn,
+            self.stopped,
+            self.ask_strip,
+            self.strip,
+        ]
         queued = {"preprocess": False, "show_progress": "hidden", "concurrency_id": "drawing"}
         prepared = gr.on(
             [self.go.click, self.seed.submit], self._prepare, inputs, busy, **PRIVATE | {"preprocess": False}
@@ -89,7 +100,7 @@ class DrawTab:
         drawing = prepared.success(
             self._draw, inputs, [*busy, self.grid, self.archive, self.link, self.query], api_name="draw", **queued
         )
-        drawing.failure(self._fail, None, [self.stage, self.go, self.halt], **PRIVATE)
+        drawing.failure(self._fail, self.stopped, [self.stage, self.go, self.halt], **PRIVATE)
         asking = self.ask_strip.click(
             self._draw_strip,
             [self.drawn, self.chosen],
@@ -101,7 +112,7 @@ class DrawTab:
         self.halt.click(
             self._stop,
             self.drawn,
-            [self.stage, self.strip_stage, self.go, self.halt, self.ask_strip],
+            [self.stage, self.strip_stage, self.go, self.halt, self.ask_strip, self.stopped],
             cancels=[drawing, asking],
             **PRIVATE,
         )
@@ -136,13 +147,14 @@ class DrawTab:
             self.go: gr.update(interactive=False),
             self.halt: gr.update(visible=True),
             self.drawn: None,
+            self.stopped: False,
             self.ask_strip: gr.update(visible=False),
             self.strip: gr.update(visible=False),
         }
 
-    def _fail(self) -> dict:
+    def _fail(self, stopped: bool) -> dict:
         return {
-            self.stage: stage.empty(EMPTY),
+            self.stage: stage.empty(STOPPED if stopped else EMPTY),
             self.go: gr.update(interactive=True),
             self.halt: gr.update(visible=False),
         }
@@ -236,6 +248,7 @@ class DrawTab:
     def _stop(self, drawn: Request | None, request: gr.Request) -> dict:
         self.rooms.visits.stop(request.session_hash)
         return {
+            self.stopped: True,
             self.stage: stage.empty(STOPPED) if drawn is None else gr.skip(),  # else it was a strip that was stopped
             self.go: gr.update(interactive=True),
             self.halt: gr.update(visible=False),
