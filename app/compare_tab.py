@@ -8,7 +8,7 @@ import gradio as gr
 
 from ddpm_hf.app import stage
 from ddpm_hf.app.controls import Controls, count_and_seed
-from ddpm_hf.app.draw_tab import PRIVATE, STOPPED, gallery, shown
+from ddpm_hf.app.draw_tab import AT_ONCE, PRIVATE, STOPPED, gallery, shown
 from ddpm_hf.app.drawing import Progress, Stopped
 from ddpm_hf.app.errors import one_line, told
 from ddpm_hf.app.files import Side, described, save_all, save_pictures
@@ -56,9 +56,7 @@ class CompareTab:
     def _events(self) -> None:
         inputs = [self.count, self.seed, *self.controls[0].inputs, *self.controls[1].inputs]
         busy = [self.note, self.pair, *self.stages, *self.galleries, self.takings, self.go, self.halt, self.stopped]
-        prepared = gr.on(
-            [self.go.click, self.seed.submit], self._prepare, inputs, busy, **PRIVATE | {"preprocess": False}
-        )
+        prepared = gr.on([self.go.click, self.seed.submit], self._prepare, inputs, busy, **AT_ONCE)
         comparing = prepared.success(
             self._compare,
             inputs,

@@ -19,6 +19,13 @@ from ddpm_hf.errors import UserError
 EMPTY = "Nothing drawn yet. Press Draw: the pictures appear here while they come out of noise."
 STOPPED = "Stopped. Nothing of it was kept."
 PRIVATE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+# through the queue, where mistakes are told on the page, but waiting for nobody
+AT_ONCE: dict[str, Any] = PRIVATE | {
+    "queue": True,
+    "concurrency_id": "at once",
+    "concurrency_limit": None,
+    "preprocess": False,
+}
 
 
 def gallery(name: str) -> gr.Gallery:
@@ -94,9 +101,7 @@ class DrawTab:
             self.strip,
         ]
         queued = {"preprocess": False, "show_progress": "hidden", "concurrency_id": "drawing"}
-        prepared = gr.on(
-            [self.go.click, self.seed.submit], self._prepare, inputs, busy, **PRIVATE | {"preprocess": False}
-        )
+        prepared = gr.on([self.go.click, self.seed.submit], self._prepare, inputs, busy, **AT_ONCE)
         drawing = prepared.success(
             self._draw, inputs, [*busy, self.grid, self.archive, self.link, self.query], api_name="draw", **queued
         )

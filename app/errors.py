@@ -11,7 +11,7 @@ from ddpm_hf.errors import UserError
 
 def one_line(error: UserError) -> gr.Error:
     """Escaped, since Gradio shows a message as HTML; nothing of it goes to the server's log."""
-    return gr.Error(escape(str(error), quote=False), title="Not possible", print_exception=False)
+    return gr.Error(escape(str(error), quote=False), print_exception=False)
 
 
 @contextmanager
