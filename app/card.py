@@ -14,18 +14,17 @@ KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".web
 
 
 def card_of(source: str, pipe: ImageGenerationPipeline) -> str:
-    """Markdown: what the model is, in a table, then the README.md beside it, its pictures included."""
+    """Markdown: the README.md beside the model, its pictures included; without one, what the model is."""
     readme = _readme(source)
     if readme is None:
-        written = "*This model has no card. `ddpm-hf publish` writes one.*"
-        about: dict = {}
-    else:
-        text = readme.read_text(encoding="utf-8", errors="replace")
-        about, written = _front_matter(text)
-        written = _with_pictures(written, readme.parent)
-    rows = {**_facts(pipe), **_named(about)}
-    head, *others = (f"| {name} | {value} |" for name, value in rows.items())
-    return "\n".join([head, "| --- | --- |", *others, "", written])
+        return f"{_table(_facts(pipe))}\n\n*This model has no card. `ddpm-hf publish` writes one.*"
+    about, written = _front_matter(readme.read_text(encoding="utf-8", errors="replace"))
+    return f"{_table(_named(about))}\n\n{_with_pictures(written, readme.parent)}"
+
+
+def _table(rows: dict[str, str]) -> str:
+    head, *others = [f"| {name} | {value} |" for name, value in rows.items()] or [""]
+    return "\n".join([head, "| --- | --- |", *others]) if head else ""
 
 
 def _readme(source: str) -> Path | None:
