@@ -29,9 +29,9 @@ def _table(rows: dict[str, str]) -> str:
 
 def _readme(source: str) -> Path | None:
     """A folder's, or what was downloaded of a Hub id."""
-    path = Path(source)
-    if path.is_dir():
-        return next((file for file in (path / "README.md",) if file.is_file()), None)
+    if Path(source).is_dir():
+        file = Path(source) / "README.md"
+        return file if file.is_file() else None
     cached = try_to_load_from_cache(source, "README.md")
     return Path(cached) if isinstance(cached, str) else None
 

@@ -40,9 +40,9 @@ def add(commands: Any) -> None:
     demo.add_argument(
         "--batch_size",
         type=positive,
-        default=16,
+        default=32,
         metavar="INT",
-        help="pictures drawn at once; changes none of them (default: 16)",
+        help="pictures drawn at once; changes none of them (default: 32)",
     )
     demo.add_argument(
         "--trust_remote_code",
