@@ -159,8 +159,10 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _may_pass(error: BaseException) -> bool:
-    error = _cause(error)
+def _may_pass(raised: BaseException) -> bool:
+    error = _cause(raised)
+    if error is not raised and isinstance(error, AttributeError):
+        return True  # where one transfer fails to connect, the client closes what the others are about to use
     if isinstance(error, HfHubHTTPError):
         return _status(error) in (408, 429) or _status(error) >= 500
     if isinstance(error, XET_ERRORS):
@@ -179,7 +181,13 @@ def _what(error: BaseException) -> str:
         return f"{server} answered {_status(error)}"
     if isinstance(error, json.JSONDecodeError):
         return f"what answered at {server} is not the Hub"
-    connected = type(error).__name__ in ("ReadError", "WriteError", "RemoteProtocolError", "ReadTimeout")
+    connected = type(error).__name__ in (
+        "ReadError",
+        "WriteError",
+        "RemoteProtocolError",
+        "ReadTimeout",
+        "AttributeError",
+    )
     return f"the connection to {server} broke" if connected else f"{server} cannot be reached ({_first_line(error)})"
 
 
@@ -190,8 +198,8 @@ def _one_line(before: str, after: str) -> Iterator[None]:
         yield
     except Exception as raised:
         error = _cause(raised)
-        if _may_pass(error):
-            raise UnreachableError(f"{before}{_what(error)}; try again later{after}") from None
+        if _may_pass(raised):
+            raise UnreachableError(f"{before}{_what(raised)}; try again later{after}") from None
         if isinstance(error, HfHubHTTPError):
             raise UserError(f"{before}{_refused(error)}{after}") from None
         if isinstance(error, XET_ERRORS):

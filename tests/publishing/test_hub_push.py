@@ -76,7 +76,7 @@ def test_what_was_pushed_loads_from_the_hub_and_draws_the_same(hub, tiny_recipe,
 def test_a_snapshot_is_what_was_pushed(hub, tiny_unet, tmp_path):
     tiny_unet.save_pretrained(tmp_path / "pushed" / "unet")
     upload(tmp_path / "pushed", "ada/digits", private=False, revision="trial", message="a model")
-    got = snapshot_download("ada/digits", revision="trial", local_dir=tmp_path / "got", endpoint=hub.url, token=False)
+    got = snapshot_download("ada/digits", revision="trial", local_dir=tmp_path / "got", token=False)
     for file in (tmp_path / "pushed" / "unet").iterdir():
         assert (tmp_path / "got" / "unet" / file.name).read_bytes() == file.read_bytes()
     assert got == str(tmp_path / "got")

@@ -150,6 +150,22 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, folder, capsys):
     assert f"the connection to {hub.url} broke; trying again in 0.01 s" in capsys.readouterr().err
 
 
+def test_transfers_that_lose_their_client_are_tried_again(hub, folder, monkeypatch):
+    """As `get_session` gives None to one thread while another closes it, having failed to connect."""
+    from huggingface_hub.utils import _http
+
+    real, calls = _http.get_session, []
+
+    def get_session():
+        calls.append(hub.count("batch"))  # transfers come after it
+        return None if calls.count(1) == 1 and calls[-1] == 1 else real()
+
+    monkeypatch.setattr(_http, "get_session", get_session)
+    push(folder)
+    assert hub.count("batch") == 2
+    assert hub.files("ada/digits") == contents(folder)
+
+
 def test_a_server_that_stays_down_is_told(hub, folder):
     hub.fail("commit", 500, times=1000)
     assert told(push, folder) == f"ada/digits: {hub.url} answered 500; try again later; {folder} stays as it is"
