@@ -72,8 +72,8 @@ def train(recipe: AnyRecipe) -> Path:
     """Trains a recipe's model to its end; a denoiser of pixels or of latents, or an autoencoder, as the recipe says.
 
     The run folder, `<run.output_dir>/<run.name>`. The same call again goes on from its newest whole checkpoint, and does
-    nothing where the run is complete. Several trainings may follow one another in a process. torch's default generators
-    are seeded by it.
+    nothing where the run is complete. Several trainings may follow one another in a process, but not in the several
+    processes of a launcher. torch's default generators are seeded by it.
 
     Raises `UserError` before the first step for a run folder that is in use or was begun with another recipe, for images
     that do not fit the recipe, and for hardware without the recipe's precision; while training for weights that are no

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -342,3 +343,24 @@ def test_arguments_and_defaults_are_the_command_s(name):
         assert default == (list(parameter.default) if isinstance(default, list) else parameter.default), parameter.name
     left = set(options) - {"command", "run", "model"}
     assert left == ({"out", "strip", "precision", "device"} if name == "sample" else set())
+
+
+@pytest.mark.slow
+def test_several_processes_train_once():
+    """They part at the end, and are told so where they would otherwise wait for one another in vain."""
+    code = """
+import sys, ddpm_hf
+from tests.test_api import tiny
+ddpm_hf.train(tiny("first"))
+try:
+    ddpm_hf.train(tiny("second"))
+except ddpm_hf.UserError as error:
+    print(error, flush=True)
+"""
+    Path("script.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ddpm_hf.__file__).parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("several processes train or evaluate once; launch this program anew") == 2
+    assert Path("runs/first/pipeline/model_index.json").is_file() and not Path("runs/second/checkpoints").exists()

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs, ProjectConfiguration
 
 from ddpm_hf.config import AnyRecipe, Train
@@ -36,8 +36,11 @@ def build_accelerator(recipe: AnyRecipe) -> Accelerator:
 def forget_accelerator() -> None:
     """Lets the next training or evaluation of this process choose precision and device for itself.
 
-    Accelerate keeps both for the whole process, where a command needs them once. Joined processes stay joined.
+    Accelerate keeps both for the whole process, where a command needs them once. Raises `UserError` in a launcher's several
+    processes, which part at the end of the first one and cannot meet again.
     """
+    if PartialState._shared_state.get("num_processes", 1) > 1 and not torch.distributed.is_initialized():
+        raise UserError("several processes train or evaluate once; launch this program anew for what comes next")
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
