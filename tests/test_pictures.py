@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from ddpm_hf.pictures import _shortened, class_grid, to_pil
+from ddpm_hf.pictures import Sheet, _shortened, class_grid, to_pil
 
 
 def images(rows=3, scales=2, per_scale=2, channels=1, height=8, width=8):
