@@ -251,7 +251,7 @@ class ImageGenerationPipeline(DiffusionPipeline):
         return (x / 2 + 0.5).clamp(0, 1)
 
 
-_MOST_NOISE = 160.0  # sigma, a little above where DDPM's linear schedule ends
+_MOST_NOISE = 200.0  # sigma; linear schedules end a little below
 _ENDS_IN_X0 = (DDPMScheduler, DDIMScheduler)  # the solvers end there by themselves, at a noise level of 0
 
 
@@ -272,7 +272,7 @@ def _noise_level(scheduler: SchedulerMixin, i: int, t: int | float) -> float:
 
 def _begin_lower(scheduler: SchedulerMixin) -> None:
     """The error of a noise prediction is sigma times as large in x_0: of a cosine schedule's 20,000 nothing else is left,
-    unless x_0 is clipped. Begins at the noisiest level of at most 160 instead, where x_t is as good as noise too."""
+    unless x_0 is clipped. Begins at the noisiest level of at most 200 instead, where x_t is as good as noise too."""
     timesteps = scheduler.timesteps
     if _noise_level(scheduler, 0, timesteps[0].item()) <= _MOST_NOISE:
         return

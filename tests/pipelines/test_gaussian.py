@@ -77,7 +77,7 @@ class Knows(ModelMixin, ConfigMixin):
 
 
 def pipeline(sampler, kind="epsilon", conditional=True, T=50, **settings):
-    # ends at a sigma of 130: noise predictions are not drawn from more than 160
+    # ends at a sigma of 130: noise predictions are not drawn from more than 200
     scale = {"scale_betas": True, "beta_end": 0.017} if T < 1000 else {}
     diffusion = Diffusion(num_train_timesteps=T, prediction_type=kind, **scale, **settings)
     scheduler = DDPMScheduler.from_config(build_scheduler(diffusion).config, clip_sample=False)
