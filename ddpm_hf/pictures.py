@@ -87,8 +87,8 @@ class Sheet:
         widths = [zoom * width for zoom, (_, _, _, width) in zip(zooms, shapes, strict=True)]
         self.cell = max(*widths, *map(self._width, below), 0)
         self.height = max(zoom * height for zoom, (_, _, height, _) in zip(zooms, shapes, strict=True))
-        self.labels = [wrapped(label, self.font, LABEL * text, max(1, self.height // self.line)) for label in labels]
-        widest = max((self._width(line) for label in self.labels for line in label), default=0)
+        self.label_font, self.labels = self._labels(labels, text)
+        widest = max((math.ceil(self.label_font.getlength(line)) for label in self.labels for line in label), default=0)
         self.left = self.margin + (widest + self.margin if widest else 0)
         self.top = self.margin + (self.line + self.margin // 2 if headers else 0)
         self.row_height = max(self.height, self.line) + gap + (self.line + self.margin if captions else 0)
@@ -100,6 +100,16 @@ class Sheet:
         self.starts = [self.left, *(self.left + end for end in accumulate(slot + between for slot in self.slots))]
         width = self.starts.pop() - between + self.margin
         self.size = width, self.top + len(rows) * self.row_height - gap + self.margin
+
+    def _labels(self, labels: Sequence[str], text: int) -> tuple[ImageFont.FreeTypeFont, list[list[str]]]:
+        """The largest letters, down to three quarters, in which all labels fit, and their lines."""
+        for size in range(text, max(14, 3 * text // 4) - 1, -1):
+            letters = font(size)
+            most = max(1, self.height // sum(letters.getmetrics()))
+            lines = [wrapped(label, letters, LABEL * text, most) for label in labels]
+            if not any(line.endswith("\u2026") for label in lines for line in label):
+                break
+        return letters, lines
 
     def _head_font(self, text: int) -> tuple[ImageFont.FreeTypeFont, list[int]]:
         """The largest letters, down to three quarters, in which headers fit above their groups, and their widths then."""
@@ -130,8 +140,8 @@ class Sheet:
                         below = x + self.cell / 2, top + max(self.height, self.line) + self.line / 2
                         draw.text(below, self.captions[r][g][i], INK, self.font, anchor="mm")
             for i, text in enumerate(self.labels[r] if self.labels else ()):
-                y = top + self.height / 2 + (i - (len(self.labels[r]) - 1) / 2) * self.line
-                draw.text((self.left - self.margin, y), text, INK, self.font, anchor="rm")
+                y = top + self.height / 2 + (i - (len(self.labels[r]) - 1) / 2) * sum(self.label_font.getmetrics())
+                draw.text((self.left - self.margin, y), text, INK, self.label_font, anchor="rm")
         return sheet
 
 

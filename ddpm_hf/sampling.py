@@ -68,8 +68,7 @@ def draw_batch(
 
 def passes(pipe: ImageGenerationPipeline, sampling: Sampling) -> int:
     """Forward passes that an image takes, a guided one counted once."""
-    steps = num_steps(sampling.sampler, sampling.steps, pipe.scheduler)
-    return 2 * steps - 1 if sampling.sampler == "heun" else steps
+    return len(_drawing(pipe, sampling).timesteps(num_steps(sampling.sampler, sampling.steps, pipe.scheduler)))
 
 
 def labels_of(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Sampling) -> list[int] | None:
@@ -115,16 +114,7 @@ def draw_strip(
 
 def _draw(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Sampling, **options) -> torch.Tensor:
     """Images, float32 (N, C, H, W) in [0, 1]; the pipeline itself is left as it was."""
-    drawing = ImageGenerationPipeline(
-        pipe.unet,
-        build_sampler(sampling.sampler, pipe.scheduler),
-        pipe.vae,
-        pipe.config.num_classes,
-        pipe.config.id2label,
-        pipe.config.variance_exponent,
-        pipe.config.image_channels,
-    )
-    drawing.set_progress_bar_config(disable=True)
+    drawing = _drawing(pipe, sampling)
     call = {
         "batch_size": len(seeds),
         "class_labels": labels_of(pipe, seeds, sampling),
@@ -142,6 +132,21 @@ def _draw(pipe: ImageGenerationPipeline, seeds: Sequence[int], sampling: Samplin
             f"the model's images are not finite with {sampling.sampler} and {call['num_inference_steps']} steps"
         )
     return images
+
+
+def _drawing(pipe: ImageGenerationPipeline, sampling: Sampling) -> ImageGenerationPipeline:
+    """The same parts with another scheduler."""
+    drawing = ImageGenerationPipeline(
+        pipe.unet,
+        build_sampler(sampling.sampler, pipe.scheduler),
+        pipe.vae,
+        pipe.config.num_classes,
+        pipe.config.id2label,
+        pipe.config.variance_exponent,
+        pipe.config.image_channels,
+    )
+    drawing.set_progress_bar_config(disable=True)
+    return drawing
 
 
 def _generators(seeds: Sequence[int]) -> list[torch.Generator]:

@@ -294,7 +294,7 @@ def test_a_model_of_latents_is_compared_in_pixels(own_folder, extractor, capsys)
         (["nowhere/at/all"], "nowhere/at/all: no such folder"),
         (["empty"], "empty: holds no image files, and is neither a run folder"),
         (["mixed"], "mixed: its images are of different sizes, 8x8 (0000.png) and 9x9 (0001.png)"),
-        (["RUN", "--metrics", "fid"], "--metrics: invalid choice: 'fid'"),
+        (["RUN", "--metrics", "fid"], "--metrics: 'fid' is no metric; did you mean frechet?"),
         (["RUN", "--extractor", "nowhere.pt"], "--extractor: nowhere.pt: no such file"),
         (["RUN", "--extractor", "resnet"], "--extractor: resnet is none of inception, dinov2"),
         (["RUN", "--reference", "nowhere"], "--reference: nowhere is neither a folder of images"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from ddpm_hf.pictures import _shortened, class_grid, to_pil
+from ddpm_hf.pictures import Sheet, _shortened, class_grid, to_pil
 
 
 def images(rows=3, scales=2, per_scale=2, channels=1, height=8, width=8):
@@ -67,3 +67,12 @@ def test_long_names_end_in_an_ellipsis():
 def test_one_and_three_channels_are_pictures():
     assert [to_pil(np.zeros((c, 4, 6), np.uint8)).mode for c in (1, 3)] == ["L", "RGB"]
     assert isinstance(to_pil(np.zeros((1, 4, 6), np.uint8)), Image.Image)
+
+
+def test_a_long_label_gets_smaller_letters_before_it_is_cut():
+    images = np.zeros((1, 1, 8, 8), np.uint8)
+    longest = "DPM-Solver++, 10 steps"
+    sheet = Sheet([[images], [images]], [longest, "DDIM"], tall=48, text=26)
+    assert sheet.labels == [[longest], ["DDIM"]] and 3 * 26 // 4 <= sheet.label_font.size < 26
+    assert Sheet([[images]], ["DDIM"], tall=48, text=26).label_font.size == 26
+    assert Sheet([[images]], ["w" * 60], tall=48, text=26).labels[0][0].endswith("…")

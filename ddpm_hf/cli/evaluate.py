@@ -1,6 +1,7 @@
 """`ddpm-hf evaluate`."""
 
 import argparse
+import difflib
 from typing import Any
 
 from ddpm_hf.cli.parser import positive
@@ -16,6 +17,18 @@ METRICS = (
     "bits_per_dimension",
     "validation_loss",
 )
+_ALSO_CALLED = {
+    "fid": "frechet",
+    "kid": "kernel",
+    "is": "score",
+    "inception_score": "score",
+    "precision": "precision_recall",
+    "recall": "precision_recall",
+    "density": "density_coverage",
+    "coverage": "density_coverage",
+    "prdc": "density_coverage",
+    "nll": "bits_per_dimension",
+}
 DEFAULT_METRICS = ("frechet", "kernel", "precision_recall", "density_coverage")
 
 
@@ -46,7 +59,7 @@ def add(commands: Any) -> None:
     evaluate.add_argument(
         "--metrics",
         nargs="+",
-        choices=METRICS,
+        type=_metric,
         default=list(DEFAULT_METRICS),
         metavar="NAME",
         help=f"what to measure, of {', '.join(METRICS)} (default: {' '.join(DEFAULT_METRICS)})",
@@ -95,6 +108,15 @@ def add(commands: Any) -> None:
         help="the record's file (default: in evaluations/, of the run folder or here, named by step and settings)",
     )
     evaluate.set_defaults(run=_evaluate)
+
+
+def _metric(text: str) -> str:
+    if text in METRICS:
+        return text
+    known = difflib.get_close_matches(text, METRICS, n=1)
+    meant = _ALSO_CALLED.get(text.lower()) or (known[0] if known else None)
+    hint = f"did you mean {meant}?" if meant else f"choose from {', '.join(METRICS)}"
+    raise argparse.ArgumentTypeError(f"{text!r} is no metric; {hint}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

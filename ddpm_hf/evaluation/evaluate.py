@@ -145,7 +145,10 @@ class Evaluator:
                 f"only {found.distinct:,} of the {len(images):,} images are distinct: the model, or the folder, repeats itself"
             )
         if isinstance(images, DrawnImages) and images.sampling.class_label is not None and reference is not None:
-            warnings.append("all images are of one class, while the reference is compared with as it is")
+            warnings.append(
+                "all images are of one class, and are compared with all of the reference; what a distance says of them is"
+                " mostly that, unless the reference holds this class alone"
+            )
         shown = None
         if nearest:
             shown = find_nearest(found.first, found.statistics.features, self.reference, reference.features)

@@ -145,6 +145,7 @@ def measure(
             values |= {"precision": manifold.precision, "recall": manifold.recall}
         if "density_coverage" in metrics:
             values |= {"density": manifold.density, "coverage": manifold.coverage}
+        warnings += _manifold_warnings(set(metrics), count, reference_count)
     return values, warnings
 
 
@@ -168,6 +169,17 @@ def _frechet_warnings(generated: Statistics, reference: Statistics) -> list[str]
     return [
         f"{count:,} images against {others}{singular}: the Fréchet distance is biased upwards"
         " by so few; compare it with distances of the same counts only"
+    ]
+
+
+def _manifold_warnings(metrics: set[str], count: int, reference_count: int) -> list[str]:
+    if min(count, reference_count) >= ENOUGH_FOR_FRECHET:
+        return []
+    shares = {"precision_recall": "precision and recall", "density_coverage": "density and coverage"}
+    named = " and ".join(words for name, words in shares.items() if name in metrics)
+    return [
+        f"{count:,} images against {reference_count:,} of the reference: {named} follow both counts; compare them"
+        " with values of the same counts only"
     ]
 
 

@@ -155,7 +155,8 @@ def use_ticks(axis: Axis, log: bool, values: np.ndarray | None = None) -> None:
     elif not log or high / low < 4:
         axis.set_major_locator(round_places)
     else:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 500 else (1,), numticks=12))
+        subs = (1, 2, 3, 5, 7) if high / low < 15 else (1, 2, 5) if high / low < 500 else (1,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=12))
 
 
 def _plain(value: float, thousands: bool) -> str:

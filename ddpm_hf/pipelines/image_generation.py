@@ -172,6 +172,10 @@ class ImageGenerationPipeline(DiffusionPipeline):
             )
         return label
 
+    def timesteps(self, num_inference_steps: int | None = None) -> list[float]:
+        """Those that the denoiser sees, in order, one a forward pass."""
+        return self._prepare_scheduler(num_inference_steps).timesteps.tolist()
+
     def _prepare_scheduler(self, num_inference_steps: int | None) -> SchedulerMixin:
         """A scheduler of this call's own, since they hold state, with its timesteps set."""
         config, known = dict(self.scheduler.config), inspect.signature(type(self.scheduler)).parameters
@@ -190,6 +194,9 @@ class ImageGenerationPipeline(DiffusionPipeline):
             scheduler.timesteps = scheduler.timesteps[within]
             if hasattr(scheduler, "sigmas"):
                 scheduler.sigmas = torch.cat([scheduler.sigmas[:-1][within], scheduler.sigmas[-1:]])
+        clips = scheduler.config.get("clip_sample") or scheduler.config.get("thresholding")
+        if scheduler.config.prediction_type == "epsilon" and not clips:
+            _begin_lower(scheduler)
         return scheduler
 
     def _predict(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, scale: float) -> torch.Tensor:
@@ -244,6 +251,7 @@ class ImageGenerationPipeline(DiffusionPipeline):
         return (x / 2 + 0.5).clamp(0, 1)
 
 
+_MOST_NOISE = 200.0  # sigma; linear schedules end a little below
 _ENDS_IN_X0 = (DDPMScheduler, DDIMScheduler)  # the solvers end there by themselves, at a noise level of 0
 
 
@@ -260,6 +268,22 @@ def _noise_level(scheduler: SchedulerMixin, i: int, t: int | float) -> float:
         return float(scheduler.sigmas[i])
     alpha_bar = float(scheduler.alphas_cumprod[int(t)])
     return ((1 - alpha_bar) / alpha_bar) ** 0.5 if alpha_bar else float("inf")
+
+
+def _begin_lower(scheduler: SchedulerMixin) -> None:
+    """The error of a noise prediction is sigma times as large in x_0: of a cosine schedule's 20,000 nothing else is left,
+    unless x_0 is clipped. Begins at the noisiest level of at most 200 instead, where x_t is as good as noise too."""
+    timesteps = scheduler.timesteps
+    if _noise_level(scheduler, 0, timesteps[0].item()) <= _MOST_NOISE:
+        return
+    alpha_bar = scheduler.alphas_cumprod.double().cpu()
+    levels = ((1 - alpha_bar) / alpha_bar).sqrt()  # (T,)
+    first = int((levels <= _MOST_NOISE).nonzero()[-1])
+    later = timesteps < first
+    scheduler.timesteps = torch.cat([timesteps.new_tensor([first]), timesteps[later]])
+    if hasattr(scheduler, "sigmas"):
+        sigmas = scheduler.sigmas  # one more than timesteps, the last of them after the last step
+        scheduler.sigmas = torch.cat([levels[first : first + 1].to(sigmas), sigmas[:-1][later], sigmas[-1:]])
 
 
 def _step_back_to(scheduler: DDIMScheduler, t: int, previous: int) -> None:

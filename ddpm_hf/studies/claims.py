@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import hypot
 
-from ddpm_hf.studies.results import Results
+from ddpm_hf.studies.results import SHARES, Results
 from ddpm_hf.studies.schema import Claim, Table
 from ddpm_hf.studies.tables import number, verbatim
 
@@ -28,18 +28,16 @@ def judge(claim: Claim, table: Table, results: Results) -> Verdict:
         problem = outcomes[absent[0]].problem or f"has no {results.header(claim.by).rstrip(' ↑↓')}"
         return Verdict(UNKNOWN, f"{said}: {label}: {problem}.")
     values = [outcomes[name].values[claim.by] for name in claim.names]
-    errors = [outcomes[name].spreads.get(claim.by, 0.0) for name in claim.names]
+    errors = [outcomes[name].errors.get(claim.by, 0.0) for name in claim.names]
     tie = results.plan.scale.tie
     within = tie if claim.within is None else claim.within
+    relative = 0.0 if claim.by in SHARES else tie
     if claim.alike is not None:
         alike = max(values) - min(values) <= within * max(map(abs, values))
         finding, how = (AGREES if alike else DIFFERS), f" (alike: within {within:.0%})"
         signs = ["≈" if alike else _sign(a, b, 0) for a, b in pairwise(values)]
     else:
-        signs = [
-            _sign(a, b, _margin(a, b, tie, errors[i : i + 2] if claim.by == "kernel" else (0, 0)))
-            for i, (a, b) in enumerate(pairwise(values))
-        ]
+        signs = [_sign(a, b, _margin(a, b, relative, errors[i : i + 2])) for i, (a, b) in enumerate(pairwise(values))]
         right, wrong = ("<", ">") if claim.rises is not None else (">", "<")
         finding, how = _finding(signs, right, wrong), ""
     measured = _chain(
@@ -57,7 +55,7 @@ def judge(claim: Claim, table: Table, results: Results) -> Verdict:
     return Verdict(finding, text)
 
 
-def _margin(a: float, b: float, tie: float, errors: tuple[float, float] | list[float]) -> float:
+def _margin(a: float, b: float, tie: float, errors: list[float]) -> float:
     return max(tie * max(abs(a), abs(b)), 2 * hypot(*errors))
 
 

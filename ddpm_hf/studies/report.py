@@ -14,7 +14,7 @@ from ddpm_hf.studies import figures, tables
 from ddpm_hf.studies.claims import Verdict, judge
 from ddpm_hf.studies.columns import COLUMNS
 from ddpm_hf.studies.plan import Plan, shown
-from ddpm_hf.studies.results import Results
+from ddpm_hf.studies.results import SHARES, Results
 from ddpm_hf.studies.run import duration
 from ddpm_hf.studies.schema import Table
 
@@ -87,9 +87,9 @@ def _reference(record: dict[str, Any]) -> str:
 
 def _extractor(identity: dict[str, Any]) -> str:
     text = f"{identity['name']}, {identity.get('weights')}, {identity.get('dimensions')} dimensions"
-    accuracy = next((value for key, value in identity.items() if "accuracy" in key), None)
-    if accuracy is not None:
-        text += f"; right on {accuracy:.1%} of the real images that it was not trained on"
+    if (accuracy := identity.get("accuracy")) is not None:
+        of = f"{identity['accuracy_images']:,} " if "accuracy_images" in identity else ""
+        text += f"; right on {accuracy:.1%} of the {of}real images that it was not trained on"
     if identity["name"] != "inception":
         text += ". Distances by it are no FID: only values of the same extractor can be compared"
     return text
@@ -107,10 +107,20 @@ def _table(table: Table, results: Results) -> list[str]:
         of = results.header(quality.by).rstrip(" ↑↓")
         parts += [f"Quality: {of} of at most {quality.at_most:g}, at the evaluations during training.", ""]
     if table.claims:
-        parts += [f"- **{verdict.finding}.** {verdict.text}" for verdict in verdicts(table, results)] + [""]
+        parts += [f"- **{verdict.finding}.** {verdict.text}" for verdict in verdicts(table, results)]
+        parts += ["", f"*{_rule(table, results)}*", ""]
     if limits := table.limits.get(results.plan.scale_name):
         parts += [f"**What this scale cannot show:** {_joined(limits)}", ""]
     return parts
+
+
+def _rule(table: Table, results: Results) -> str:
+    """How claims are judged."""
+    by = {claim.by for claim in table.claims if claim.alike is None}
+    told = ["within two standard errors"] if by & {"kernel", *SHARES} else []
+    told += [f"within {results.plan.scale.tie:.0%}"] if by - SHARES else []
+    apart = f"Values {' or '.join(told)} of each other are not told apart. " if told else ""
+    return f"{apart}Each model was trained once: how much another seed would change is not measured."
 
 
 def verdicts(table: Table, results: Results) -> list[Verdict]:

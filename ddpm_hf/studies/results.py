@@ -19,18 +19,21 @@ from ddpm_hf.studies.plan import Plan, record_of
 from ddpm_hf.studies.progress import Progress
 
 _SPREADS = ("_standard_error", "_deviation")
+SHARES = {"class_agreement", "precision", "recall"}  # of so many images
 
 
 @dataclass
 class Outcome:
     """Of a measurement, or of a variant alone.
 
-    values, spreads: by column; a spread is a standard error or a deviation
+    values, spreads: by column; a spread is a standard error or a deviation, as records have it
+    errors: standard errors by column, a share's as of a binomial distribution
     problem: why there are none, or no more; None where all is well
     """
 
     values: dict[str, float] = field(default_factory=dict)
     spreads: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -82,6 +85,11 @@ class Results:
                 for end in _SPREADS:
                     if (spread := measured.get(self.key(column) + end)) is not None:
                         outcome.spreads[column] = spread
+        outcome.errors = {"kernel": outcome.spreads["kernel"]} if "kernel" in outcome.spreads else {}
+        for column in SHARES & outcome.values.keys():
+            share = outcome.values[column]
+            images = record["reference"]["num_images"] if column == "recall" else record["num_images"]
+            outcome.errors[column] = math.sqrt(share * (1 - share) / images)
         for found in (record["times"], sampling):
             outcome.values |= {c: found[c] for c in COLUMNS if isinstance(found.get(c), (int, float))}
         return outcome

@@ -94,7 +94,9 @@ def test_few_images_give_a_finite_distance_and_a_warning(counts, singular):
 
 def test_enough_images_are_not_warned_of():
     assert measure(["frechet"], statistics(0, 10_000), statistics(1, 10_000), "inception")[1] == []
-    assert measure(["kernel", "precision_recall"], statistics(0), statistics(1), "inception")[1] == []
+    assert measure(["kernel"], statistics(0), statistics(1), "inception")[1] == []
+    (warning,) = measure(["precision_recall"], statistics(0), statistics(1), "inception")[1]
+    assert warning.startswith("60 images against 60 of the reference: precision and recall follow both counts")
 
 
 def test_a_score_of_few_images_is_warned_of():

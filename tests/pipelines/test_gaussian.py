@@ -77,7 +77,8 @@ class Knows(ModelMixin, ConfigMixin):
 
 
 def pipeline(sampler, kind="epsilon", conditional=True, T=50, **settings):
-    scale = {"scale_betas": True} if T < 1000 else {}
+    # ends at a sigma of 130: noise predictions are not drawn from more than 200
+    scale = {"scale_betas": True, "beta_end": 0.017} if T < 1000 else {}
     diffusion = Diffusion(num_train_timesteps=T, prediction_type=kind, **scale, **settings)
     scheduler = DDPMScheduler.from_config(build_scheduler(diffusion).config, clip_sample=False)
     denoiser = Knows().knowing(scheduler.alphas_cumprod.double().numpy(), kind).eval()

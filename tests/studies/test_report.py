@@ -113,6 +113,22 @@ def test_kernel_distances_are_told_apart_by_their_standard_errors(results):
     assert found(0.05) == "Too close to tell"
 
 
+@pytest.mark.parametrize(
+    ("column", "low", "high", "finding"),
+    [  # 40 images, and 1,797 of the reference
+        ("precision", 0.5, 0.7, "Too close to tell"),  # apart by 0.2; two standard errors of the difference are 0.214
+        ("precision", 0.5, 0.75, "Agrees"),
+        ("precision", 0.98, 1.0, "Too close to tell"),
+        ("recall", 0.5, 0.54, "Agrees"),  # apart by 0.04; two standard errors are 0.033
+        ("recall", 0.5, 0.52, "Too close to tell"),
+    ],
+)
+def test_shares_are_told_apart_by_their_binomial_errors(results, column, low, high, finding):
+    found = results({"large": {column: low}, "tiny": {column: high}})
+    claim = Claim(text="so", by=column, rises=("large", "tiny"))
+    assert judge(claim, found.plan.file.study.tables[0], found).finding == finding
+
+
 def test_what_is_not_there_is_said(results, runner):
     runner.failing["--run.name tiny"] = 2, "error: the disk is full\n"
     text = write_report(results()).read_text()

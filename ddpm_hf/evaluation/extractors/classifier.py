@@ -39,7 +39,7 @@ class Classifier(Extractor):
     """The features are its penultimate layer, the strongest answer of each of the last convolution's filters.
 
     Trained on nine tenths of the images, once: the weights are kept beside the store, in classifiers/, under a digest of
-    the images, their labels and the settings. `identity` says how often it is right on the last tenth, `accuracy`.
+    the images, their labels and the settings. `identity` says how often it is right on the rest, `accuracy`.
     Raises `UserError` for images without labels.
     """
 
@@ -69,6 +69,7 @@ class Classifier(Extractor):
             "resize": f"{height}x{width}, bicubic with antialias",
             "dimensions": self.dimensions,
             "accuracy": about["accuracy"],
+            "accuracy_images": min(len(store), SETTINGS["most_images"]) // 10,
             "training_set": store.content,
         }
 
@@ -183,7 +184,7 @@ def _alone(lock_file: Path) -> Iterator[None]:
 
 
 def train(store: PreparedStore, size: tuple[int, int], device: torch.device) -> tuple[Network, float]:
-    """On nine tenths of the images; with how much of the last tenth it is right on.
+    """On nine tenths of the images; with how much of the rest it is right on.
 
     The same bits each time on the same machine and number of threads; leaves torch's own random state as it was.
     """

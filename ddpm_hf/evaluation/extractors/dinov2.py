@@ -59,6 +59,6 @@ def _load(source: str, option: str) -> torch.nn.Module:
         raise UserError(
             f"{option}extractor: dinov2's weights are not at {source}, neither a folder nor in the Hub's cache ({why}); give"
             f" {option}extractor_weights, a Hub id such as {DEFAULT} or a folder that holds its files;"
-            f" {option}extractor efficientnet_lite0 and classifier need no download"
+            f" {option}extractor efficientnet_lite0 needs no download, nor does classifier, for which a recipe must be at hand"
         ) from None
     return model.eval().requires_grad_(False)

@@ -81,7 +81,7 @@ def _found(key: str, extractor: str) -> Path:
     for path in (kept, *_cleanfid_keeps()):
         if path.is_file():
             return path
-    mend = f"put {URL} at {kept}, or name the file by {key}; {extractor} efficientnet_lite0 and classifier need no download"
+    mend = f"put {URL} at {kept}, or name the file by {key}; {extractor} efficientnet_lite0 needs no download, nor does classifier, for which a recipe must be at hand"
     if HF_HUB_OFFLINE:
         raise UserError(
             f"{extractor}: inception needs its weights, and HF_HUB_OFFLINE forbids to download them: {mend}"
