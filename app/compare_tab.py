@@ -8,7 +8,7 @@ import gradio as gr
 
 from ddpm_hf.app import stage
 from ddpm_hf.app.controls import Controls, count_and_seed
-from ddpm_hf.app.draw_tab import AT_ONCE, PRIVATE, STOPPED, gallery, shown
+from ddpm_hf.app.draw_tab import AT_ONCE, PRIVATE, STOPPED, gallery, now, shown
 from ddpm_hf.app.drawing import Progress, Stopped
 from ddpm_hf.app.errors import one_line, told
 from ddpm_hf.app.files import Side, described, save_all, save_pictures
@@ -75,7 +75,7 @@ class CompareTab:
         return [self.count, self.seed, *self.controls[0].outputs, *self.controls[1].outputs]
 
     def showing(self, request: Request) -> list[Any]:
-        updates = [gr.update(value=request.count), gr.update(value=request.seed)]
+        updates = [now(request.count), now(request.seed)]
         for controls, settings in zip(self.controls, request.settings, strict=True):
             updates += controls.showing(settings)
         return updates
@@ -90,7 +90,7 @@ class CompareTab:
         """What the page shows at once, though others may be before."""
         wanted = self._wanted(*given)
         waiting = [
-            stage.waiting(text, wanted.count, min(COLUMNS, wanted.count))
+            now(stage.waiting(text, wanted.count, min(COLUMNS, wanted.count)))
             for text in ("A: waiting for a free place", "B: after A")
         ]
         return {
@@ -131,37 +131,41 @@ class CompareTab:
         columns = min(COLUMNS, wanted.count)
         idle = {self.go: gr.update(interactive=True), self.halt: gr.update(visible=False)}
         with rooms.visits.drawing(request.session_hash) as stop:
-            yield {self.stages[0]: stage.waiting("Starting", wanted.count, columns)}
-            place, drawn, galleries = rooms.shelf.place(), [], {}
+            yield {self.stages[0]: now(stage.waiting("Starting", wanted.count, columns))}
+            place, drawn, pictures = rooms.shelf.place(), [], []
             try:
                 for i, settings in enumerate(wanted.settings):
                     drawing, began, seen = rooms.models[settings.model], time.monotonic(), None
                     for news in rooms.studio.draw(drawing, settings, wanted.seeds, stop):
                         if isinstance(news, Progress):
                             seen = news.images if news.images is not None else seen
-                            yield {self.stages[i]: stage.drawing(news, began, seen, wanted.count, columns)}
+                            yield {self.stages[i]: now(stage.drawing(news, began, seen, wanted.count, columns))}
                     took = time.monotonic() - began
                     side = Side(drawing, settings, wanted.seeds, news)
                     drawn.append(side)
-                    galleries[self.galleries[i]] = shown(save_pictures(side, place, f"{'ab'[i]}_"), side, columns)
-                    yield {self.stages[i]: stage.done(f"{'AB'[i]}: {described(settings)} · {took:.1f} s"), **galleries}
+                    pictures.append(save_pictures(side, place, f"{'ab'[i]}_"))
+                    yield {
+                        self.stages[i]: now(stage.done(f"{'AB'[i]}: {described(settings)} · {took:.1f} s")),
+                        self.galleries[i]: shown(pictures[i], side, columns),
+                    }
             except Stopped:
                 yield self._over(STOPPED)
                 return
             except UserError as error:
                 raise one_line(error) from None
             page, archive = save_all(wanted, drawn, place)
-        yield (
-            idle
-            | galleries
-            | {
-                self.takings: gr.update(visible=True),
-                self.page: page,
-                self.archive: archive,
-                self.link: gr.update(visible=True),
-                self.query: to_query(wanted),
-            }
-        )
+        yield {
+            **idle,
+            # once more, for programs that look at the last answer
+            **{
+                box: shown(some, side, columns) for box, some, side in zip(self.galleries, pictures, drawn, strict=True)
+            },
+            self.takings: gr.update(visible=True),
+            self.page: now(page),
+            self.archive: now(archive),
+            self.link: gr.update(visible=True),
+            self.query: now(to_query(wanted)),
+        }
 
     def _stop(self, request: gr.Request) -> dict:
         self.rooms.visits.stop(request.session_hash)

@@ -28,6 +28,12 @@ AT_ONCE: dict[str, Any] = PRIVATE | {
 }
 
 
+def now(value: Any) -> dict:
+    """A component's new value as an update: each bare value that followed an update would leave a component more in the
+    session's memory, as Gradio 6.31 keeps them."""
+    return gr.update(value=value)
+
+
 def gallery(name: str) -> gr.Gallery:
     return gr.Gallery(
         visible=False,
@@ -128,8 +134,8 @@ class DrawTab:
 
     def showing(self, request: Request) -> list[Any]:
         return [
-            gr.update(value=request.count),
-            gr.update(value=request.seed),
+            now(request.count),
+            now(request.seed),
             *self.controls.showing(request.settings[0]),
         ]
 
@@ -146,7 +152,7 @@ class DrawTab:
         """What the page shows at once, though others may be before."""
         wanted, columns = self._wanted(*given)
         return {
-            self.stage: stage.waiting("Waiting for a free place", wanted.count, columns),
+            self.stage: now(stage.waiting("Waiting for a free place", wanted.count, columns)),
             self.gallery: gr.update(value=None, visible=False),
             self.takings: gr.update(visible=False),
             self.go: gr.update(interactive=False),
@@ -159,7 +165,7 @@ class DrawTab:
 
     def _fail(self, stopped: bool) -> dict:
         return {
-            self.stage: stage.empty(STOPPED if stopped else EMPTY),
+            self.stage: now(stage.empty(STOPPED if stopped else EMPTY)),
             self.go: gr.update(interactive=True),
             self.halt: gr.update(visible=False),
         }
@@ -183,15 +189,15 @@ class DrawTab:
         drawing = rooms.models[settings.model]
         idle = {self.go: gr.update(interactive=True), self.halt: gr.update(visible=False)}
         with rooms.visits.drawing(request.session_hash) as stop:
-            yield {self.stage: stage.waiting("Starting", wanted.count, columns)}
+            yield {self.stage: now(stage.waiting("Starting", wanted.count, columns))}
             began, seen = time.monotonic(), None
             try:
                 for news in rooms.studio.draw(drawing, settings, wanted.seeds, stop):
                     if isinstance(news, Progress):
                         seen = news.images if news.images is not None else seen
-                        yield {self.stage: stage.drawing(news, began, seen, wanted.count, columns)}
+                        yield {self.stage: now(stage.drawing(news, began, seen, wanted.count, columns))}
             except Stopped:
-                yield idle | {self.stage: stage.empty(STOPPED)}
+                yield idle | {self.stage: now(stage.empty(STOPPED))}
                 return
             except UserError as error:
                 raise one_line(error) from None
@@ -199,13 +205,13 @@ class DrawTab:
             side, place = Side(drawing, settings, wanted.seeds, news), rooms.shelf.place()
             page, archive = save_all(wanted, [side], place)
         yield idle | {
-            self.stage: stage.done(f"{stage.pictures(wanted.count)} in {took:.1f} s. Choose one to see it large."),
+            self.stage: now(stage.done(f"{stage.pictures(wanted.count)} in {took:.1f} s. Choose one to see it large.")),
             self.gallery: shown(save_pictures(side, place), side, columns),
             self.takings: gr.update(visible=True),
-            self.grid: page,
-            self.archive: archive,
+            self.grid: now(page),
+            self.archive: now(archive),
             self.link: gr.update(visible=True),
-            self.query: to_query(wanted),
+            self.query: now(to_query(wanted)),
             self.drawn: wanted,
         }
 
@@ -240,7 +246,7 @@ class DrawTab:
             try:
                 for news in self.rooms.studio.strip(model, settings, drawn.seeds[index], stop):
                     if isinstance(news, Progress):
-                        yield {self.strip_stage: stage.drawing(news, began, None, 0, 1)}
+                        yield {self.strip_stage: now(stage.drawing(news, began, None, 0, 1))}
             except Stopped:
                 yield idle
                 return
@@ -248,13 +254,19 @@ class DrawTab:
                 yield idle
                 raise one_line(error) from None
             file = save_strip(news, self.rooms.shelf.place())
-            yield idle | {self.strip: gr.update(visible=True), self.strip_picture: file, self.strip_file: file}
+            yield idle | {
+                self.strip: gr.update(visible=True),
+                self.strip_picture: now(file),
+                self.strip_file: now(file),
+            }
 
     def _stop(self, drawn: Request | None, request: gr.Request) -> dict:
         self.rooms.visits.stop(request.session_hash)
         return {
             self.stopped: True,
-            self.stage: stage.empty(STOPPED) if drawn is None else gr.skip(),  # else it was a strip that was stopped
+            self.stage: now(stage.empty(STOPPED))
+            if drawn is None
+            else gr.skip(),  # else it was a strip that was stopped
             self.go: gr.update(interactive=True),
             self.halt: gr.update(visible=False),
             self.ask_strip: gr.update(interactive=True),

@@ -103,7 +103,7 @@ class Demo:
                 enable_monitoring=False,
                 footer_links=[],
                 allowed_paths=None,
-                state_session_capacity=1000,
+                state_session_capacity=100,  # a session takes 200 KB, long after its visitor has left
                 app_kwargs={"middleware": [Middleware(Gate)]},
                 **look(),
             )

@@ -280,3 +280,17 @@ def test_a_port_that_is_taken(demo, folders):
 
     with pytest.raises(UserError, match="--port: "):
         Demo([folders["plain"]], port=urlparse(demo.url).port)
+
+
+def test_a_session_takes_no_more_memory_from_drawing_to_drawing(demo, http):
+    numbers = {d["api_name"]: d["id"] for d in http.get("/config").json()["dependencies"]}
+
+    def drawn(api, data):
+        joined = {"data": data, "session_hash": "again", "fn_index": numbers[api]}
+        http.post("/gradio_api/queue/join", json=joined).raise_for_status()
+        followed = http.get("/gradio_api/queue/data", params={"session_hash": "again"}).text
+        assert '"success":true' in followed.replace(" ", "")
+        return len(demo.page.app.state_holder.session_data["again"].blocks_config.blocks)
+
+    for api, data in (("draw", GOOD), ("compare", [2, 5, *GOOD[2:], *GOOD[2:]])):
+        assert len({drawn(api, data) for _ in range(3)}) == 1
