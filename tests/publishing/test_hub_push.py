@@ -248,12 +248,19 @@ def train(recipe, environment, tmp_path):
     )
 
 
+def finish(process):
+    try:
+        return process.communicate(timeout=1800)
+    finally:
+        process.kill()
+
+
 @pytest.mark.slow
 def test_training_pushes_while_it_goes_on(hub, tiny_recipe, tmp_path):
     hub_settings = {"hub.repo_id": "ada/digits", "hub.push_every": 4, "hub.license": "mit", "hub.revision": "trial"}
     recipe = tiny_recipe(**hub_settings, **{"train.max_steps": 12})
     process = train(recipe, hub.environment(tmp_path / "home"), tmp_path)
-    _, errors = process.communicate(timeout=600)
+    _, errors = finish(process)
     assert process.returncode == 0, errors
     messages = hub.messages("ada/digits", "trial")
     assert messages[0] == "quickstart, step 4"
@@ -280,7 +287,7 @@ def test_a_dead_server_does_not_fail_the_training(hub, tiny_recipe, tmp_path):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     hub.stop()
-    output, errors = process.communicate(timeout=600)
+    output, errors = finish(process)
     assert process.returncode == 0, errors
     assert "trained to step 4" in output
     last = errors.strip().splitlines()[-1]
