@@ -38,9 +38,10 @@ def opened(browser, url: str, size=WIDE, scheme="light", wait=120_000):
     page = context.new_page()
     page.requested = []
     page.on("request", lambda request: page.requested.append(request.url))
-    page.goto(url)
-    page.wait_for_selector("#draw-go")
-    page.wait_for_timeout(500)  # for what the link says
+    with page.expect_response(lambda answer: "run/predict" in answer.url):  # what the link says
+        page.goto(url)
+    page.wait_for_selector("#draw-go", state="attached")
+    page.wait_for_timeout(500)
     return page
 
 

@@ -176,7 +176,7 @@ def test_compare(page, models):
     assert "heun, 4 steps, no guidance" in page.inner_text("#compare-stage-b")
     link = page.input_value("#compare-link input, #compare-link textarea")
     again = chrome.opened(page.context.browser, link)
-    assert again.is_visible("#compare-go")  # on its tab
+    again.wait_for_selector("#compare-go")  # on its tab
     assert again.input_value("#compare-b-steps input[type=number]") == "4"
     assert again.input_value("#compare-seed input") == "9"
     again.context.close()
@@ -316,7 +316,7 @@ def test_two_windows_at_once(browser, demo, models):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [chrome.WIDE, chrome.PHONE], ids=["wide", "phone"])
-def test_every_state_fits_its_window(browser, demo, tmp_path, size, scheme):
+def test_every_state_fits_its_window(browser, demo, slow_steps, tmp_path, size, scheme):
     """Nothing is wider than the window; the pictures are for a person to look at."""
     shots = chrome.tour(browser, demo.url, tmp_path, size, scheme, "x")
     assert len(shots) == 6
