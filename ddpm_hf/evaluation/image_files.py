@@ -1,6 +1,5 @@
 """Images that are there already: files in a folder, or an .npz file of `ddpm-hf sample`."""
 
-import hashlib
 import os
 import zipfile
 import zlib
@@ -19,6 +18,7 @@ from ddpm_hf.data.folder import image_suffixes
 from ddpm_hf.data.images import to_uint8
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.images import Images, Progress, content_digest
+from ddpm_hf.files import sha256_of
 
 _GRAY = ("1", "L", "LA", "La", "I", "F")  # Pillow's modes; and I;16 in its byte orders
 _ORIENTATION = 0x0112  # the EXIF tag; from 5 on the picture lies on its side
@@ -128,8 +128,7 @@ def _scan(folder: Path, called: str) -> list:
 def _look(file: Path) -> tuple[tuple[int, int], bool, bytes]:
     """Height and width, whether it is gray, and a digest."""
     try:
-        with open(file, "rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").digest()
+        digest = bytes.fromhex(sha256_of(file))
         with Image.open(file) as image:
             size = (image.width, image.height) if image.getexif().get(_ORIENTATION, 1) >= 5 else image.size[::-1]
             return size, image.mode in _GRAY or image.mode.startswith("I;"), digest

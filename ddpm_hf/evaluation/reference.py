@@ -22,6 +22,7 @@ from ddpm_hf.evaluation.extractors.base import Extractor
 from ddpm_hf.evaluation.image_files import ArchiveImages, FolderImages, holds_images
 from ddpm_hf.evaluation.images import Chosen, Images, StoreImages
 from ddpm_hf.evaluation.statistics import UNKNOWN_COUNT, Moments, Statistics
+from ddpm_hf.files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ def _load(file: Path, key: dict, features: bool) -> Statistics | None:
         return None
     if not isinstance(about, dict) or about.get("key") != json.loads(json.dumps(key)) or not file.is_file():
         return None
-    if (features and not about.get("features")) or about.get("sha256") != _hash(file):
+    if (features and not about.get("features")) or about.get("sha256") != sha256_of(file):
         return None
     return Statistics.load(file)
 
@@ -205,13 +206,8 @@ def _save(statistics: Statistics, file: Path, key: dict) -> None:
     statistics.save(file)
     write_json(
         file.with_suffix(".json"),
-        {"key": key, "features": statistics.features is not None, "sha256": _hash(file)},
+        {"key": key, "features": statistics.features is not None, "sha256": sha256_of(file)},
     )
-
-
-def _hash(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _stats_folder() -> str:

@@ -8,7 +8,6 @@ evaluations/               the records
 publication.json           what of this is `ddpm-hf publish`'s own, by SHA-256
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from ddpm_hf import __version__
 from ddpm_hf.commands.shared import default_device
 from ddpm_hf.config import dump_recipe
 from ddpm_hf.errors import UserError
@@ -27,42 +25,10 @@ from ddpm_hf.evaluation import plots
 from ddpm_hf.evaluation.metrics import label
 from ddpm_hf.export import save_pipeline, save_variant
 from ddpm_hf.publishing.card import Card
+from ddpm_hf.publishing.ownership import write_list
 from ddpm_hf.publishing.run import Run, curve
 from ddpm_hf.sample_grid import layout_of, sample_grid, sampling_of_recipe
 from ddpm_hf.sampling import draw_images, passes
-
-_LIST = "publication.json"
-
-
-def check_place(folder: Path) -> None:
-    """Raises `UserError` where replacing `folder` would lose what `ddpm-hf publish` did not write."""
-    if not folder.exists() and not folder.is_symlink():
-        return
-    found = _foreign(folder)
-    if found is not None:
-        raise UserError(f"{folder}: {found}; move it, or choose another --out")
-
-
-def _foreign(folder: Path) -> str | None:
-    """What in it is somebody else's, or was changed by somebody; None where nothing is. Hidden files do not count."""
-    if folder.is_symlink() or not folder.is_dir():
-        return "is no folder of ddpm-hf publish"
-    files = _files(folder)
-    if not files:
-        return None
-    try:
-        digests = json.loads((folder / _LIST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "holds what ddpm-hf publish did not write"
-    for name in files:
-        if name != _LIST and digests.get(name) != _sha256(folder / name):
-            return f"{name} in it is not as ddpm-hf publish wrote it"
-    return None
-
-
-def _files(folder: Path) -> list[str]:
-    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir()]
-    return [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
 
 
 def build(folder: Path, run: Run, card: Card, variants: Sequence[str] = (), samples: Path | None = None) -> None:
@@ -90,30 +56,13 @@ def build(folder: Path, run: Run, card: Card, variants: Sequence[str] = (), samp
             text = json.dumps(record, indent=2, ensure_ascii=False)
             (folder / "evaluations" / name).write_text(text + "\n", encoding="utf-8")
         card.save(folder)
-        digests = {name: _sha256(folder / name) for name in _files(folder)}
-        about = {"ddpm_hf": __version__, "files": digests}
-        (folder / _LIST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_list(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f"{folder} cannot be written: {error}; make room and run the same command again") from None
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def put_in_place(new: Path, final: Path) -> None:
-    """Renames a folder, which takes the place of the last one of this name; that is there until then."""
-    old = beside(final, "old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    new.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def beside(folder: Path, state: str) -> Path:
-    """The hidden folder beside another one for what it will be, or was."""
-    return folder.with_name(f".{folder.name}.{state}")
 
 
 def _recipe_text(run: Run) -> str:
@@ -168,8 +117,3 @@ def distance_key(run: Run) -> str | None:
     """The Fréchet distance that training measured more than once; None where there is none."""
     keys = {key for line in run.metrics for key in line if key == "fid" or key.startswith("frechet_distance_")}
     return next((key for key in sorted(keys, reverse=True) if len(curve(run.metrics, key)[0]) > 1), None)
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,9 +9,11 @@ from tqdm import tqdm
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.export import VARIANTS
+from ddpm_hf.files import beside, put_in_place
 from ddpm_hf.publishing.card import Card
 from ddpm_hf.publishing.check import Job, code_of, difference, run_elsewhere
-from ddpm_hf.publishing.folder import beside, build, check_place, put_in_place
+from ddpm_hf.publishing.folder import build
+from ddpm_hf.publishing.ownership import check_place, held
 from ddpm_hf.publishing.run import Run, read_run
 from ddpm_hf.publishing.snippets import drawn_by_run, num_passes, snippets, variant_snippet
 
@@ -45,29 +47,17 @@ def publish(
             raise UserError(f"--variant: {variant!r} is none; choose from {', '.join(VARIANTS)}")
     variants = list(dict.fromkeys(variants))
     final = place_of(run, out)
-    failed = final.with_name(f"{final.name}.failed")
     found = read_run(run)
     if final.resolve() == found.folder.resolve():
         raise UserError(f"--out: {final} is the run folder itself; choose another")
-    for folder in (final, failed):
-        check_place(folder)
+    check_place(final)
+    check_place(_failed(final))
     if push is not None:
         from ddpm_hf.publishing.upload import check_destination
 
         check_destination(push, revision)
-    new = beside(final, "new")
-    shutil.rmtree(new, ignore_errors=True)
-    called = push or found.recipe.run.name
-    code = snippets(found, called)
-    card = Card(found, code, variants, license or found.license)
-    build(new, found, card, variants, None if samples is None else Path(samples))
-    try:
-        _check(new, found, called, variants)
-    except UserError as error:
-        put_in_place(new, failed)
-        raise UserError(f"{failed}: does not work without this package: {error}") from None
-    put_in_place(new, final)
-    shutil.rmtree(failed, ignore_errors=True)
+    with held(final):
+        _make(final, found, variants, push, revision, license, None if samples is None else Path(samples))
     if push is not None:
         from ddpm_hf.publishing.upload import upload
 
@@ -76,9 +66,48 @@ def publish(
     return final
 
 
+def _make(
+    final: Path,
+    found: Run,
+    variants: Sequence[str],
+    push: str | None,
+    revision: str | None,
+    license: str | None,
+    samples: Path | None,
+) -> None:
+    """The folder, checked, in its place."""
+    new, failed = beside(final, "new"), _failed(final)
+    shutil.rmtree(new, ignore_errors=True)
+    called = push or found.recipe.run.name
+    code = snippets(found, called)
+    card = Card(found, code, variants, license or found.license)
+    build(new, found, card, variants, samples)
+    try:
+        _check(new, found, called, variants)
+    except UserError as error:
+        _put(new, failed)
+        raise UserError(f"{failed}: does not work without this package: {error}") from None
+    _put(new, final)
+    shutil.rmtree(failed, ignore_errors=True)
+
+
+def _put(new: Path, final: Path) -> None:
+    try:
+        put_in_place(new, final)
+    except OSError as error:
+        raise UserError(
+            f"--out: {final} cannot be replaced: {error.strerror or error}; what is finished is in {new}, to be moved by hand"
+        ) from None
+
+
 def place_of(run: str | Path, out: str | Path | None) -> Path:
     """The folder of a publication."""
-    return Path(run).expanduser() / "hub" if out is None else Path(out).expanduser()
+    folder = Path(run).expanduser() / "hub" if out is None else Path(out).expanduser()
+    return folder.resolve() if folder.name in ("", "..") else folder  # `.` has no name to stand beside
+
+
+def _failed(final: Path) -> Path:
+    return final.with_name(f"{final.name}.failed")
 
 
 def _check(folder: Path, run: Run, called: str, variants: Sequence[str]) -> None:

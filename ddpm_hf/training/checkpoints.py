@@ -7,7 +7,6 @@ checkpoints/step-00012000/
     manifest.json    size and SHA-256 of the files above; written last
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.files import write_atomically
+from ddpm_hf.files import sha256_of, write_atomically
 
 Tensors = dict[str, torch.Tensor]
 
@@ -66,7 +65,7 @@ class Checkpoints:
             files = sorted(aside.iterdir())
             for file in files:
                 _sync(file)
-            manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+            manifest = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files}
             (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
             _sync(aside / "manifest.json")
             _sync(aside)
@@ -163,7 +162,7 @@ def find_damage(path: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != expected["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-            if _sha256(file) != expected["sha256"]:
+            if sha256_of(file) != expected["sha256"]:
                 return f"{name} has changed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "no readable manifest.json"
@@ -190,11 +189,6 @@ def _read(file: Path) -> dict[str, Any] | None:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return None  # a broken one is never the best
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

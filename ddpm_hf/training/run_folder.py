@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from ddpm_hf.config import AnyRecipe, differences, dump_recipe, load_recipe
 from ddpm_hf.errors import UserError
-from ddpm_hf.files import write_atomically
+from ddpm_hf.files import beside, put_in_place, write_atomically
 
 
 class RunFolder:
@@ -102,18 +102,15 @@ class RunFolder:
 
     def replace(self, product: str, save: Callable[[Path], None]) -> None:
         """Saves a pipeline or an autoencoder aside with `save(folder)`, then puts it in the place of the last one."""
-        final, new, old = self.path / product, self.path / f".{product}.new", self.path / f".{product}.old"
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        final = self.path / product
+        new = beside(final, "new")
+        shutil.rmtree(new, ignore_errors=True)
         try:
             save(new)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(new, ignore_errors=True)
             raise UserError(f"{final} cannot be written: {error}; make room and run the same command again") from None
-        if final.exists():
-            final.rename(old)
-        new.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(new, final)
 
 
 def open_run(recipe: AnyRecipe, accelerator: Accelerator) -> RunFolder:

@@ -17,7 +17,8 @@ from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.publishing.card import Card
 from ddpm_hf.publishing.check import Job, code_of, difference, run_elsewhere
-from ddpm_hf.publishing.folder import build, check_place
+from ddpm_hf.publishing.folder import build
+from ddpm_hf.publishing.ownership import check_place
 from ddpm_hf.publishing.publish import publish
 from ddpm_hf.publishing.run import read_run
 from ddpm_hf.publishing.snippets import drawn_by_run, snippets
@@ -226,7 +227,8 @@ def test_a_folder_of_somebody_else_is_left_alone(published, tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.txt").write_text("years of work")
     with pytest.raises(
-        UserError, match="theirs: holds what ddpm-hf publish did not write; move it, or choose another --out"
+        UserError,
+        match=r"theirs: holds thesis.txt, which ddpm-hf publish did not write; move it, or choose another --out",
     ):
         check_place(tmp_path / "theirs")
     (tmp_path / "link").symlink_to(folder)

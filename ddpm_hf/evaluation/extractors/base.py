@@ -1,11 +1,9 @@
 """What every extractor is, and what several need."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn.functional import interpolate
@@ -85,8 +83,3 @@ def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if images.shape[-2:] == size:
         return images
     return interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 255)
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

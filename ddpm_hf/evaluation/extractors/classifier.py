@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy
 from ddpm_hf.data.images import center_crop
 from ddpm_hf.data.store import PreparedStore, read_json, replacing, write_json
 from ddpm_hf.errors import UserError
-from ddpm_hf.evaluation.extractors.base import Extractor, Features, resize, sha256_of
+from ddpm_hf.evaluation.extractors.base import Extractor, Features, resize
+from ddpm_hf.files import sha256_of
 
 logger = logging.getLogger(__name__)
 

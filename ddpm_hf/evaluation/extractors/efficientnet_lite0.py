@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from ddpm_hf.errors import UserError
-from ddpm_hf.evaluation.extractors.base import Extractor, Features, resize, sha256_of
+from ddpm_hf.evaluation.extractors.base import Extractor, Features, resize
+from ddpm_hf.files import sha256_of
 
 SIZE = 224
 

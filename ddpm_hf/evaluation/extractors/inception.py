@@ -10,7 +10,8 @@ from PIL import Image
 from torch.nn.functional import linear
 
 from ddpm_hf.errors import UnreachableError, UserError
-from ddpm_hf.evaluation.extractors.base import Extractor, Features, sha256_of
+from ddpm_hf.evaluation.extractors.base import Extractor, Features
+from ddpm_hf.files import sha256_of
 
 FILE = "inception-2015-12-05.pt"
 URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"  # 96 MB; clean-fid's own

@@ -13,8 +13,9 @@ import torch
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.extractors import EXTRACTORS
-from ddpm_hf.evaluation.extractors.base import Extractor, Features, resize, sha256_of
+from ddpm_hf.evaluation.extractors.base import Extractor, Features, resize
 from ddpm_hf.evaluation.extractors.inception import FILE as INCEPTION
+from ddpm_hf.files import sha256_of
 
 _PROBE = 64  # pixels a side, of an image that a file is tried with
 
