@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from ddpm_hf import __version__
 from ddpm_hf.codec import weights_digest
+from ddpm_hf.durations import duration
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.evaluate import Evaluation, Evaluator
 from ddpm_hf.evaluation.images import DrawnImages, Images
@@ -158,14 +159,6 @@ def _explained(record: Mapping[str, Any]) -> list[str]:
         if (network := record[role]) is not None and not (role == "classifier" and network == record["extractor"]):
             lines.append(f"{role}: {network['name']}, {network['weights']}")
     times = record["times"]
-    spent = [f"{name.removesuffix('_seconds')} {_duration(times[name])}" for name in times if name.endswith("_seconds")]
+    spent = [f"{name.removesuffix('_seconds')} {duration(times[name])}" for name in times if name.endswith("_seconds")]
     rate = f" ({times['images_per_second']:.3g} images/s drawn)" if "images_per_second" in times else ""
     return [*lines, f"time: {', '.join(spent)}{rate}, on {record['device']}"]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

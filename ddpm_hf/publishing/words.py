@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ddpm_hf.diffusion.samplers import num_steps
+from ddpm_hf.durations import rough_duration
 from ddpm_hf.evaluation.images import image_shape
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.publishing.run import Run
@@ -57,7 +58,7 @@ def data_set(run: Run) -> str:
         return f"[{inline(source)}](https://huggingface.co/datasets/{run.dataset}){subset}"
     if source == "digits":
         return "scikit-learn's handwritten digits"
-    return f"{inline(source)}, which is not on the Hub"
+    return inline(source)
 
 
 def sampling_of(sampling: Sampling, pipe: ImageGenerationPipeline) -> str:
@@ -129,7 +130,7 @@ def training(run: Run) -> str:
             f"{state['images_seen']:,} images seen in {state['step']:,} optimizer steps of {state['images_per_step']:,}"
         )
         if (seconds := state.get("training_seconds")) is not None:  # earlier versions did not note it
-            length += f", {_duration(seconds)} of training"
+            length += f", {rough_duration(seconds)} of training"
     else:
         length = f"{train.max_steps:,} optimizer steps" if train.max_steps else f"{train.epochs:g} epochs"
         length += " asked for"
@@ -166,10 +167,3 @@ def _large(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
-    return f"{seconds:.0f} seconds"

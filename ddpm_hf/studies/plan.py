@@ -146,6 +146,8 @@ def _training(plan: Plan, name: str, recipe: str, settings: dict[str, Any]) -> T
         if measured.extractor_weights is not None:
             wanted["evaluate.extractor_weights"] = measured.extractor_weights
     try:
+        if "hub.repo_id" in wanted or (kind is Recipe and load_recipe(recipe).hub.repo_id is not None):
+            wanted["hub.repo_id"] = None  # a repository is one model's, and variants are many
         loaded = load_recipe(recipe, wanted, kind)
     except UserError as error:
         raise UserError(f"variants.{name}: {error}") from None

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from ddpm_hf.durations import rough_duration
 from ddpm_hf.evaluation.records import versions
 from ddpm_hf.files import write_atomically
 from ddpm_hf.studies import figures, tables
@@ -15,7 +16,6 @@ from ddpm_hf.studies.claims import Verdict, judge
 from ddpm_hf.studies.columns import COLUMNS
 from ddpm_hf.studies.plan import Plan, shown
 from ddpm_hf.studies.results import SHARES, Results
-from ddpm_hf.studies.run import duration
 from ddpm_hf.studies.schema import Table
 
 
@@ -59,8 +59,8 @@ def _what_was_run(results: Results) -> list[str]:
     found = records[-1]["versions"] if records else versions()
     lines.append(f"- **Versions:** {', '.join(f'{name} {version}' for name, version in found.items())}")
     progress = results.progress
-    spent = f"{duration(progress.processor_seconds)} of processor time, which is shared out among the cores"
-    lines.append(f"- **Time:** {duration(progress.seconds)} in all; {spent}")
+    spent = f"{rough_duration(progress.processor_seconds)} of processor time, which is shared out among the cores"
+    lines.append(f"- **Time:** {rough_duration(progress.seconds)} in all; {spent}")
     counts = sorted({record["num_images"] for record in records if record["num_images"]})
     references = {_reference(record) for record in records if record.get("reference")}
     if counts:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ddpm_hf.durations import rough_duration
 from ddpm_hf.studies.commands import Processes, Runner, Slot, last_error
 from ddpm_hf.studies.plan import Job, Plan, Training, shown
 from ddpm_hf.studies.progress import Progress
@@ -175,7 +176,7 @@ class Execution:
             progress.note("variants", name, seconds, done=True)
             with self._condition:
                 self._trained.add(name)
-            self.say(f"{name}: trained, in {duration(seconds)}")
+            self.say(f"{name}: trained, in {rough_duration(seconds)}")
             return
         error = last_error(log, start, code)
         progress.note("variants", name, seconds, error=error)
@@ -216,7 +217,7 @@ class Execution:
         self.progress.note("jobs", job.name, seconds, error=error)
         if error is None:
             done = "measured" if job.command[0] == "evaluate" else "drawn"
-            self.say(f"{job.name}: {done}, in {duration(seconds)}")
+            self.say(f"{job.name}: {done}, in {rough_duration(seconds)}")
         else:
             self._fail(job.name, error)
 
@@ -260,10 +261,3 @@ def _lines(path: Path) -> list[dict]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"

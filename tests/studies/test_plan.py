@@ -2,7 +2,7 @@
 
 from ddpm_hf.cli import parse
 from ddpm_hf.cli.recipes import read_recipe
-from ddpm_hf.config import AutoencoderRecipe
+from ddpm_hf.config import AutoencoderRecipe, dump_recipe, load_recipe
 
 
 def test_a_variants_settings_go_over_the_scales_and_the_command_lines_over_both(make):
@@ -26,6 +26,17 @@ def test_a_training_command_gives_back_its_recipe(make):
     for training in make().trainings.values():
         assert training.command[:2] == ["-m", "train_unconditional"]
         assert read_recipe("", training.command[2:])[0] == training.recipe
+
+
+def test_no_variant_is_pushed_where_its_base_recipe_is(make, tmp_path):
+    pushed = {"hub.repo_id": "ada/digits", "hub.push_every": 1200, "hub.private": True}
+    (tmp_path / "mine.yaml").write_text(dump_recipe(load_recipe("quickstart", pushed)))
+    plan = make(("tiny: {recipe: quickstart", f"tiny: {{recipe: {tmp_path / 'mine.yaml'}"))
+    training = plan.trainings["tiny"]
+    assert training.recipe.hub.repo_id is None
+    assert read_recipe("", training.command[2:])[0].hub.repo_id is None
+    assert "--hub.repo_id" not in plan.trainings["large"].command
+    assert make(settings={"hub.repo_id": "ada/digits"}).trainings["large"].recipe.hub.repo_id is None
 
 
 def test_measurements_and_pictures_are_commands_that_a_user_can_type(make):
