@@ -9,17 +9,14 @@ import gradio as gr
 
 from ddpm_hf.app.compare_tab import CompareTab
 from ddpm_hf.app.draw_tab import DrawTab
-from ddpm_hf.app.drawing import Studio
-from ddpm_hf.app.files import KEPT, Shelf
+from ddpm_hf.app.files import KEPT
 from ddpm_hf.app.models import Failure, Model
-from ddpm_hf.app.request import OF_SETTINGS, Limits, from_query
-from ddpm_hf.app.visits import Rooms, Visits
+from ddpm_hf.app.request import OF_SETTINGS, from_query
+from ddpm_hf.app.visits import Rooms
 
 
-def build_page(
-    models: Mapping[str, Model], failures: Sequence[Failure], limits: Limits, studio: Studio, shelf: Shelf
-) -> gr.Blocks:
-    rooms = Rooms(models, limits, studio, shelf, Visits())
+def build_page(rooms: Rooms, failures: Sequence[Failure]) -> gr.Blocks:
+    models, limits = rooms.models, rooms.limits
     with gr.Blocks(
         title=_title(models), analytics_enabled=False, delete_cache=(KEPT // 6, KEPT), fill_width=True
     ) as page:

@@ -1,4 +1,4 @@
-"""Puts the page on the network, with no more of Gradio's routes than it needs."""
+"""Puts the page on the network."""
 
 import os
 import signal
@@ -13,50 +13,12 @@ from starlette.middleware import Middleware
 
 from ddpm_hf.app.drawing import Studio
 from ddpm_hf.app.files import Shelf
+from ddpm_hf.app.gate import Gate
 from ddpm_hf.app.models import load_models
 from ddpm_hf.app.page import build_page, look
 from ddpm_hf.app.request import Limits
+from ddpm_hf.app.visits import Rooms, Visits
 from ddpm_hf.errors import UserError
-
-API = "/gradio_api/"
-# joining the queue and following it, the page's own files, who is still there; not: uploads, fetching of other sites'
-# pages, monitoring, recording, run history
-SERVED = ("queue/join", "queue/data", "call/", "run/", "api/", "file=", "heartbeat/", "cancel", "reset", "info",
-          "startup-events", "app_id", "theme.css", "login_check", "openapi.json")  # fmt: skip
-CLOSED = ("/monitoring", "/login", "/svelte", "/proxy=", "/file", "/custom_component")
-LARGEST_BODY = 64 * 2**10  # bytes: a request is a few settings
-
-
-class Gate:
-    """ASGI: lets through what the page needs."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and (status := _refusal(scope)):
-            await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"not served here\n"})
-            return
-        await self.app(scope, receive, send)
-
-
-def _refusal(scope: dict) -> int | None:
-    """The status of what is refused."""
-    path = scope["path"]
-    if path.startswith(API):
-        wanted = path.removeprefix(API)
-        if not wanted.startswith(SERVED) or wanted.startswith(("file=http:", "file=https:")):
-            return 404
-    elif path.startswith(CLOSED):
-        return 404
-    if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit():
-            return 411
-        if int(length) > LARGEST_BODY:
-            return 413
-    return None
 
 
 class Demo:
@@ -88,8 +50,10 @@ class Demo:
         os.environ["GRADIO_TEMP_DIR"] = self._folder.name
         os.environ["GRADIO_EXAMPLES_CACHE"] = str(Path(self._folder.name) / "examples")
         try:
-            page = build_page(loaded, failures, limits, Studio(concurrency, batch_size), Shelf(Path(self._folder.name)))
+            rooms = Rooms(loaded, limits, Studio(concurrency, batch_size), Shelf(Path(self._folder.name)), Visits())
+            page = build_page(rooms, failures)
             page.queue(max_size=queue_size, default_concurrency_limit=concurrency, api_open=False)
+            gate = Middleware(Gate, visits=rooms.visits, queue=page._queue, queue_size=queue_size)
             _, self.url, _ = page.launch(
                 server_name=host,
                 server_port=port,
@@ -104,7 +68,7 @@ class Demo:
                 footer_links=[],
                 allowed_paths=None,
                 state_session_capacity=100,  # a session takes 200 KB, long after its visitor has left
-                app_kwargs={"middleware": [Middleware(Gate)]},
+                app_kwargs={"middleware": [gate]},
                 **look(),
             )
         except OSError as error:
@@ -113,7 +77,7 @@ class Demo:
         except BaseException:
             self._folder.cleanup()
             raise
-        self.page, self.models = page, loaded
+        self.page, self.models, self.rooms = page, loaded, rooms
 
     def __enter__(self) -> "Demo":
         return self

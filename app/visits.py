@@ -1,7 +1,8 @@
 """What all tabs draw with, and who is drawing, so that it can be stopped."""
 
 import threading
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,33 +12,91 @@ from ddpm_hf.app.files import Shelf
 from ddpm_hf.app.models import Model
 from ddpm_hf.app.request import Limits
 
+UNFOLLOWED = 20.0  # seconds that a drawing goes on though nobody reads what comes of it
+LONGEST = 900.0  # seconds: no drawing takes longer
+
+
+class Stop:
+    """Whether a drawing should end: its visitor says so, has left, or it takes too long. `why`: in a line, once it should."""
+
+    def __init__(self, visits: "Visits", session: str) -> None:
+        self._visits, self._session = visits, session
+        self._event = threading.Event()
+        self._until = time.monotonic() + LONGEST
+        self.why = "Stopped. Nothing of it was kept."
+
+    def set(self) -> None:
+        self._event.set()
+
+    def is_set(self) -> bool:
+        if not self._event.is_set():
+            if time.monotonic() > self._until:
+                self.why = f"Stopped: it took longer than {LONGEST / 60:.0f} minutes. Ask for fewer pictures or steps."
+                self.set()
+            elif self._visits.unfollowed(self._session) > UNFOLLOWED:
+                self.set()
+        return self._event.is_set()
+
 
 class Visits:
-    """Drawings that go on, by session."""
+    """Drawings that go on, by session and tab, and whose answers are read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._drawing: defaultdict[str, set[threading.Event]] = defaultdict(set)
+        self._drawing: defaultdict[tuple[str, str], set[Stop]] = defaultdict(set)
+        self._following: Counter[str] = Counter()
+        self._seen: dict[str, float] = {}  # of sessions that draw: when they were followed last
 
     @contextmanager
-    def drawing(self, session: str | None) -> Iterator[threading.Event]:
-        """An event that is set when the visitor stops it, or leaves."""
-        stop, session = threading.Event(), session or ""
+    def drawing(self, session: str | None, tab: str = "") -> Iterator[Stop]:
+        """Set when the visitor stops it, or leaves."""
+        key = (session or "", tab)
+        stop = Stop(self, key[0])
         with self._lock:
-            self._drawing[session].add(stop)
+            self._drawing[key].add(stop)
+            self._seen[key[0]] = time.monotonic()
         try:
             yield stop
         finally:
             stop.set()
             with self._lock:
-                self._drawing[session].discard(stop)
-                if not self._drawing[session]:
-                    del self._drawing[session]
+                self._drawing[key].discard(stop)
+                if not self._drawing[key]:
+                    del self._drawing[key]
+                if not any(other == key[0] for other, _ in self._drawing):
+                    self._seen.pop(key[0], None)
 
-    def stop(self, session: str | None) -> None:
+    def stop(self, session: str | None, tab: str | None = None) -> None:
+        """One tab's, or all."""
         with self._lock:
-            for stop in self._drawing.get(session or "", ()):
-                stop.set()
+            for (other, of_tab), stops in self._drawing.items():
+                if other == (session or "") and tab in (None, of_tab):
+                    for stop in stops:
+                        stop.set()
+
+    def is_drawing(self, session: str | None, tab: str) -> bool:
+        with self._lock:
+            return any(not stop._event.is_set() for stop in self._drawing.get((session or "", tab), ()))
+
+    @contextmanager
+    def following(self, session: str) -> Iterator[None]:
+        """While somebody reads a session's answers."""
+        with self._lock:
+            self._following[session] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._following[session] -= 1
+                if not self._following[session]:
+                    del self._following[session]
+                if session in self._seen:
+                    self._seen[session] = time.monotonic()
+
+    def unfollowed(self, session: str) -> float:
+        """For how many seconds nobody has read what this session, which draws, is told."""
+        with self._lock:
+            return 0.0 if session in self._following else time.monotonic() - self._seen.get(session, time.monotonic())
 
 
 @dataclass(frozen=True)
