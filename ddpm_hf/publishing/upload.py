@@ -1,26 +1,32 @@
 """A folder as one commit on the Hub."""
 
-import json
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import hashlib
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
-from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_session,
+    get_token,
+    hf_hub_url,
+    is_offline_mode,
+)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import (
+    build_hf_headers,
+    disable_progress_bars,
+    hf_raise_for_status,
+    validate_repo_id,
+)
 
-from ddpm_hf.errors import UnreachableError, UserError
+from ddpm_hf.errors import UserError
+from ddpm_hf.publishing.failures import LOGIN, first_line, in_time, one_line, patiently, quiet
+from ddpm_hf.publishing.ownership import LIST, files_of, listed
 
 WAITS = (1, 5, 20)  # seconds before each new try; within one, the client tries every transfer six times by itself
-LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
-
-XET_ERRORS = (RuntimeError, ConnectionError, TimeoutError, PermissionError)  # of hf_xet, the client's storage protocol
-
-Result = TypeVar("Result")
 
 
 def check_destination(repo_id: str, revision: str | None, option: str = "--push") -> None:
@@ -36,24 +42,54 @@ def check_destination(repo_id: str, revision: str | None, option: str = "--push"
         raise UserError(f"{option} {repo_id}: {revision!r} cannot be the name of a branch; trial-2 can")
     api, told = HfApi(), (f"{option} {repo_id}: ", "")
     _check_access(*told)
-    with _quiet(), _one_line(*told):
-        user = _patiently(api.whoami, WAITS[:1])
+    with quiet(), in_time(), one_line(*told):
+        user = patiently(api.whoami, WAITS[:1])
         if _role(user) == "read":
             raise UserError(
                 f"{option}: {user['name']}'s token may only read; make one that may write at"
                 f" {constants.ENDPOINT}/settings/tokens, and {LOGIN}"
             )
-        owners = [user["name"], *(org["name"] for org in user.get("orgs") or [])]
-        if owner.lower() in map(str.lower, owners):
-            return
-        try:  # others may have been let in
-            _patiently(lambda: api.auth_check(repo_id, write=True), WAITS[:1])
+        try:  # which knows all that there is to know of a repository that exists
+            patiently(lambda: api.auth_check(repo_id, write=True), WAITS[:1])
         except HfHubHTTPError as error:
             if error.response.status_code not in (401, 403, 404):
                 raise
+            if error.response.status_code == 403:
+                raise UserError(
+                    f"{option}: {user['name']}'s token may not write to {repo_id}; give it the right at"
+                    f" {constants.ENDPOINT}/settings/tokens, or {LOGIN} to one that may"
+                ) from None
+        else:
+            return _check_card(repo_id, revision)
+        owners = _owners(user)
+        if owner.lower() not in map(str.lower, owners):
             raise UserError(
                 f"{option}: {user['name']} may not write to {repo_id}; an id's owner can be {' or '.join(owners)}"
-            ) from None
+            )
+        if not _may_create(user, owner, repo_id):
+            raise UserError(
+                f"{option}: {user['name']}'s token is fine-grained, and has no right to write to repositories of {owner}; give"
+                f" it that at {constants.ENDPOINT}/settings/tokens, or {LOGIN} to another"
+            )
+
+
+def _owners(user: dict) -> list[str]:
+    """Under whose names the user may make repositories."""
+    orgs = [org["name"] for org in user.get("orgs") or [] if org.get("roleInOrg") != "read"]
+    return [user["name"], *orgs]
+
+
+def _may_create(user: dict, owner: str, repo_id: str) -> bool:
+    """False where a fine-grained token says that it lacks the right; True also where it says nothing of it."""
+    scoped = ((_token(user).get("fineGrained") or {}).get("scoped")) if _role(user) == "fineGrained" else None
+    if scoped is None:
+        return True
+    names = {owner.lower(), repo_id.lower()}
+    return any(
+        "repo.write" in (scope.get("permissions") or ())
+        and str((scope.get("entity") or {}).get("name")).lower() in names
+        for scope in scoped
+    )
 
 
 def upload(
@@ -69,19 +105,20 @@ def upload(
     """Makes the repository (`"model"`, or `"space"` for Gradio) and the branch if they are missing, and commits the folder's
     files together; gives the commit's URL.
 
-    In folders that it has, and among the .py files at the top, what the repository has and `folder` does not is deleted in
-    the same commit. What went up before a failure is not sent again. Raises `UserError` with one line; the folder stays.
+    What the repository's publication.json names, and `folder` no longer has, is deleted in the same commit, and nothing else.
+    What went up before a failure is not sent again. Raises `UserError` with one line, also where the card was edited on the
+    Hub; the folder stays.
     """
     folder = Path(folder)
     _check_id(repo_id, "--push")
     told = (f"{repo_id}: ", f"; {folder} stays as it is")
     _check_access(*told)
-    with _quiet(), nullcontext() if progress else disable_progress_bars(), _one_line(*told):
-        return _patiently(lambda: _upload(folder, repo_id, private, revision, repo_type, message), WAITS, say=progress)
+    with quiet(), in_time(), nullcontext() if progress else disable_progress_bars(), one_line(*told):
+        return patiently(lambda: _upload(folder, repo_id, private, revision, repo_type, message), WAITS, say=progress)
 
 
 def _upload(folder: Path, repo_id: str, private: bool, revision: str | None, repo_type: str, message: str) -> str:
-    """One try, from the beginning: the operations of a failed one may already have been carried out."""
+    """One try, from the beginning, since a try that failed may have come as far as the commit, whose answer was lost."""
     api, where = HfApi(), {"repo_id": repo_id, "repo_type": repo_type}
     sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
     # None leaves it to the organization's own rule
@@ -93,22 +130,36 @@ def _upload(folder: Path, repo_id: str, private: bool, revision: str | None, rep
         )
     if revision not in (None, constants.DEFAULT_REVISION):
         api.create_branch(**where, branch=revision, exist_ok=True)
-    local = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    there = api.list_repo_files(**where, revision=revision)
-    operations = [CommitOperationDelete(name, is_folder=False) for name in _stale(there, set(local))]
+    local = {name: folder / name for name in files_of(folder)}
+    earlier = _check_card(**where, revision=revision)
+    there = set(api.list_repo_files(**where, revision=revision))
+    gone = [name for name in sorted(there.intersection(earlier)) if name not in local]
+    operations = [CommitOperationDelete(name, is_folder=False) for name in gone]
     operations += [CommitOperationAdd(name, file) for name, file in local.items()]
     # not upload_folder, which may split a commit that fails and leave half of it
     return api.create_commit(**where, operations=operations, commit_message=message, revision=revision).commit_url
 
 
-def _stale(there: list[str], local: set[str]) -> list[str]:
-    """What an earlier push left behind; never what somebody may have added by hand, such as a LICENSE."""
-    folders = {name.partition("/")[0] for name in local if "/" in name}
-    return [
-        name
-        for name in there
-        if name not in local and (name.partition("/")[0] in folders if "/" in name else name.endswith(".py"))
-    ]
+def _check_card(repo_id: str, revision: str | None, repo_type: str = "model") -> dict[str, str]:
+    """The SHA-256 of what an earlier push wrote, by name. Raises `UserError` where its card is no longer as it wrote it."""
+    written = listed(_read(repo_id, revision, repo_type, LIST) or b"") or {}
+    card = _read(repo_id, revision, repo_type, "README.md") if "README.md" in written else None
+    if card is not None and hashlib.sha256(card).hexdigest() != written["README.md"]:
+        raise UserError(
+            f"{repo_id}: its README.md was edited on the Hub, so that nothing was pushed; keep what you need of it, delete it"
+            " there, and push again"
+        )
+    return written
+
+
+def _read(repo_id: str, revision: str | None, repo_type: str, name: str) -> bytes | None:
+    """A small file of a repository; None where it, or the branch, is not there."""
+    url = hf_hub_url(repo_id, name, repo_type=repo_type, revision=revision)
+    response = get_session().get(url, headers=build_hf_headers())
+    if response.status_code == 404:
+        return None
+    hf_raise_for_status(response)
+    return response.content
 
 
 def _check_id(repo_id: str, option: str) -> str:
@@ -119,7 +170,7 @@ def _check_id(repo_id: str, option: str) -> str:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{option}: {_first_line(error)}") from None
+        raise UserError(f"{option}: {first_line(error)}") from None
     return owner
 
 
@@ -132,104 +183,8 @@ def _check_access(before: str, after: str) -> None:
 
 
 def _role(user: dict) -> str | None:
-    return ((user.get("auth") or {}).get("accessToken") or {}).get("role")
+    return _token(user).get("role")
 
 
-# ---- what goes wrong
-
-
-def _patiently(action: Callable[[], Result], waits: Sequence[float], say: bool = False) -> Result:
-    """Tries again where the connection or the server failed, which may pass."""
-    for wait in waits:
-        try:
-            return action()
-        except Exception as error:
-            if not _may_pass(error):
-                raise
-            if say:
-                print(f"{_what(error)}; trying again in {wait} s", file=sys.stderr, flush=True)
-            time.sleep(wait)
-    return action()
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What the client failed at; it wraps what happens in a transfer into a RuntimeError."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _may_pass(raised: BaseException) -> bool:
-    error = _cause(raised)
-    if error is not raised and isinstance(error, AttributeError):
-        return True  # where one transfer fails to connect, the client closes what the others are about to use
-    if isinstance(error, HfHubHTTPError):
-        return _status(error) in (408, 429) or _status(error) >= 500
-    if isinstance(error, XET_ERRORS):
-        return "HTTP status client error" not in str(error)
-    # an answer that is no JSON comes from something in between
-    return isinstance(error, (HTTPError, json.JSONDecodeError))
-
-
-def _status(error: HfHubHTTPError) -> int:
-    return error.response.status_code
-
-
-def _what(error: BaseException) -> str:
-    error, server = _cause(error), constants.ENDPOINT
-    if isinstance(error, HfHubHTTPError):
-        return f"{server} answered {_status(error)}"
-    if isinstance(error, json.JSONDecodeError):
-        return f"what answered at {server} is not the Hub"
-    connected = type(error).__name__ in (
-        "ReadError",
-        "WriteError",
-        "RemoteProtocolError",
-        "ReadTimeout",
-        "AttributeError",
-    )
-    return f"the connection to {server} broke" if connected else f"{server} cannot be reached ({_first_line(error)})"
-
-
-@contextmanager
-def _one_line(before: str, after: str) -> Iterator[None]:
-    """Turns what the client raises into a `UserError`, told between these two."""
-    try:
-        yield
-    except Exception as raised:
-        error = _cause(raised)
-        if _may_pass(raised):
-            raise UnreachableError(f"{before}{_what(raised)}; try again later{after}") from None
-        if isinstance(error, HfHubHTTPError):
-            raise UserError(f"{before}{_refused(error)}{after}") from None
-        if isinstance(error, XET_ERRORS):
-            raise UserError(f"{before}{constants.ENDPOINT} refuses the upload: {_first_line(error)}{after}") from None
-        if isinstance(error, ValueError) and "README.md" in str(error):
-            told = " ".join(line.strip("- ") for line in str(error).splitlines())
-            raise UserError(f"{before}{told}{after}") from None
-        raise
-
-
-def _refused(error: HfHubHTTPError) -> str:
-    server, told = constants.ENDPOINT, (error.server_message or _first_line(error)).splitlines()[0]
-    if _status(error) == 401:
-        token = "in HF_TOKEN" if os.environ.get("HF_TOKEN") else "stored by `hf auth login`"
-        return f"{server} refuses the token {token}; make one that may write at {server}/settings/tokens, and {LOGIN} to it"
-    if _status(error) == 403:
-        return f"{server} refuses to be written to with this token ({told}); {LOGIN} to one that may"
-    return f"{server} refuses the upload, with {_status(error)}: {told}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The client would log each try with its address, which is long, and signed."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+def _token(user: dict) -> dict:
+    return (user.get("auth") or {}).get("accessToken") or {}

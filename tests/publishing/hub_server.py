@@ -11,7 +11,8 @@ import socket
 import struct
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
@@ -20,7 +21,15 @@ import yaml
 from tests.publishing.hub_repos import Blob, Commit, Refusal, Repo, tree, upload_mode
 
 WRITER, READER, STRANGER = "hf_writer", "hf_reader", "hf_stranger"  # STRANGER's is a good token of somebody else
-TOKENS = {WRITER: ("ada", "write"), READER: ("ada", "read"), STRANGER: ("bob", "write")}
+FINE, FINE_READER = "hf_fine", "hf_fine_reader"  # fine-grained ones: of ada's repositories, and to read them alone
+TOKENS = {
+    WRITER: ("ada", "write"),
+    READER: ("ada", "read"),
+    STRANGER: ("bob", "write"),
+    FINE: ("ada", "fineGrained"),
+    FINE_READER: ("ada", "fineGrained"),
+}
+RIGHTS = {FINE: ["repo.content.read", "repo.write"], FINE_READER: ["repo.content.read"]}
 
 
 class HubServer:
@@ -32,7 +41,9 @@ class HubServer:
         self.repos: dict[tuple[str, str], Repo] = {}  # by kind ("models" or "spaces") and id
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self.holds: list[tuple[str, Callable[[], bool]]] = []
         self.stopped = False
+        self.orgs = {"lab": "admin"}  # of each user, by what follows their name; and their role in it
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.hub = self
@@ -69,6 +80,13 @@ class HubServer:
         """Does what is asked, and drops the connection instead of saying so."""
         self.faults.append(Fault(request, 1))
 
+    def hold(self, request: str, until: Callable[[], bool]) -> None:
+        """Answers matching requests only from then on, within minutes."""
+        self.holds.append((request, until))
+
+    def answered(self, request: str) -> bool:
+        return any(r.status for r in self.requests if re.search(request, r.name))
+
     def count(self, request: str) -> int:
         return len([r for r in self.requests if re.search(request, r.name)])
 
@@ -89,7 +107,7 @@ class HubServer:
 class Request:
     name: str  # method and path
     received: int = 0
-    at: float = field(default_factory=time.time)
+    status: int | None = None  # of the answer, once it is on its way
 
 
 @dataclass
@@ -121,6 +139,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.body = self._read(fault.after if fault else None)
             if self.hub.stopped:
                 raise _Cut
+            for request, until in self.hub.holds:
+                end = time.monotonic() + 600
+                while re.search(request, self.request_seen.name) and not until():
+                    if time.monotonic() > end or self.hub.stopped:
+                        raise _Cut
+                    time.sleep(0.02)
             if fault and fault.status:
                 raise Refusal(fault.status, "as the test wants it")
             answer = self._route([unquote(part) for part in self.path.partition("?")[0].strip("/").split("/")])
@@ -160,6 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+        self.request_seen.status = status
 
     # ---- who asks, and for what
 
@@ -169,11 +194,18 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(401, "Invalid credentials in Authorization header")
         return TOKENS.get(token, (None, None))
 
+    def _rights(self) -> list[str] | None:
+        """Of a fine-grained token, in its user's own repositories."""
+        return RIGHTS.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
+
     def _may_write(self, repo_id: str) -> None:
         user, role = self._user()
         if user is None:
             raise Refusal(401, "Invalid username or password.")
-        if role != "write" or repo_id.partition("/")[0] not in (user, f"{user}-lab"):
+        rights, owners = self._rights(), (user, *(f"{user}-{org}" for org, of in self.hub.orgs.items() if of != "read"))
+        if rights is not None:
+            role, owners = "write" if "repo.write" in rights else "read", (user,)
+        if role != "write" or repo_id.partition("/")[0] not in owners:
             raise Refusal(403, f"You don't have the rights to write to {repo_id}")
 
     def _repo(self, kind: str, repo_id: str) -> Repo:
@@ -193,9 +225,11 @@ class _Handler(BaseHTTPRequestHandler):
                 if user is None:
                     raise Refusal(401, "Invalid username or password.")
                 access = {"displayName": "test", "role": role}
-                return 200, {
-                    "type": "user", "name": user, "orgs": [{"name": f"{user}-lab"}], "auth": {"accessToken": access},
-                }  # fmt: skip
+                if (rights := self._rights()) is not None:
+                    scope = {"entity": {"type": "user", "name": user}, "permissions": rights}
+                    access["fineGrained"] = {"canReadGatedRepos": False, "global": [], "scoped": [scope]}
+                orgs = [{"name": f"{user}-{org}", "roleInOrg": of} for org, of in self.hub.orgs.items()]
+                return 200, {"type": "user", "name": user, "orgs": orgs, "auth": {"accessToken": access}}
             case ["api", "validate-yaml"]:
                 return self._validate_yaml()
             case ["api", "repos", "create"]:

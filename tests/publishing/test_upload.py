@@ -4,11 +4,16 @@ import hashlib
 import os
 
 import pytest
+from huggingface_hub import get_session
 
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import UnreachableError, UserError
+from ddpm_hf.publishing import failures
 from ddpm_hf.publishing import upload as uploading
+from ddpm_hf.publishing.failures import first_line, one_line
+from ddpm_hf.publishing.ownership import write_list
 from ddpm_hf.publishing.upload import check_destination, upload
-from tests.publishing.hub_server import READER, STRANGER
+from tests.publishing.hub_repos import Blob
+from tests.publishing.hub_server import FINE, FINE_READER, READER, STRANGER
 
 CARD = "---\nlicense: mit\n---\n# A model\n"
 
@@ -98,16 +103,53 @@ def test_what_is_private_is_never_pushed_to_a_public_repository(hub, folder):
     assert "secret.txt" not in hub.files("ada/digits")
 
 
-def test_files_that_are_gone_go_in_the_same_commit_and_others_stay(hub, folder):
+def add_by_hand(hub, **files):
+    last = hub.repos["models", "ada/digits"].branches["main"][-1]
+    last.files.update({name: Blob(content) for name, content in files.items()})
+
+
+def test_what_an_earlier_push_wrote_goes_in_the_same_commit_and_nothing_else(hub, folder):
+    (folder / "quality.png").write_bytes(b"a picture")
+    write_list(folder)
     push(folder)
-    repo = hub.repos["models", "ada/digits"]
-    first = repo.branches["main"][-1]
-    first.files["LICENSE"] = first.files["notes/mine.txt"] = first.files["model_index.json"]
-    for name in ("pipeline.py", "vae/coder.py"):
+    by_hand = {"LICENSE": b"mine", "handler.py": b"pass", "unet/notes.txt": b"mine"}
+    add_by_hand(hub, **by_hand)
+    for name in ("pipeline.py", "quality.png", "vae/coder.py", "vae/b.safetensors"):
         (folder / name).unlink()
+    (folder / "vae").rmdir()
+    write_list(folder)
     push(folder, message="second")
     assert hub.messages("ada/digits") == ["digits, step 8", "second"]
-    assert set(hub.files("ada/digits")) == {*contents(folder), "LICENSE", "notes/mine.txt"}
+    assert hub.files("ada/digits") == contents(folder) | by_hand
+
+
+def test_where_nothing_says_what_an_earlier_push_wrote_all_stays(hub, folder):
+    push(folder)
+    (folder / "pipeline.py").unlink()
+    push(folder)
+    assert "pipeline.py" in hub.files("ada/digits")
+
+
+def test_a_card_that_was_edited_on_the_hub_is_kept(hub, folder):
+    write_list(folder)
+    push(folder)
+    push(folder)  # which the list itself does not hinder
+    edited = CARD.encode() + b"Found nowhere else.\n"
+    add_by_hand(hub, **{"README.md": edited})
+    (folder / "README.md").write_text(CARD + "A newer one.\n")
+    write_list(folder)
+    expected = (
+        "ada/digits: its README.md was edited on the Hub, so that nothing was pushed; keep what you need of it, delete it"
+        " there, and push again"
+    )
+    assert told(check_destination, "ada/digits", None) == expected  # before the expensive part
+    assert told(push, folder) == expected
+    assert hub.files("ada/digits")["README.md"] == edited
+    check_destination("ada/digits", "trial")  # another branch, which is not there
+    del hub.repos["models", "ada/digits"].branches["main"][-1].files["README.md"]
+    check_destination("ada/digits", None)
+    push(folder)
+    assert hub.files("ada/digits") == contents(folder)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 70_000])
@@ -212,6 +254,72 @@ def test_a_refused_token_is_told_before_and_after(token, expected, hub, folder, 
     assert error.endswith(f"; {folder} stays as it is")
     assert contents(folder)
     assert not hub.repos
+
+
+def test_what_a_fine_grained_token_may_do_is_asked(hub, folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", FINE)
+    check_destination("ada/digits", None)
+    assert "ada's token is fine-grained, and has no right to write to repositories of ada-lab" in told(
+        check_destination, "ada-lab/digits", None
+    )
+    push(folder)
+    check_destination("ada/digits", None)
+    monkeypatch.setenv("HF_TOKEN", FINE_READER)
+    assert "ada's token may not write to ada/digits; give it the right at" in told(
+        check_destination, "ada/digits", None
+    )
+    assert "has no right to write to repositories of ada; give it that" in told(check_destination, "ada/new", None)
+
+
+def test_who_may_only_read_in_an_organization_may_not_push_there(hub):
+    hub.orgs["lab"] = "read"
+    assert "ada may not write to ada-lab/digits; an id's owner can be ada" in told(
+        check_destination, "ada-lab/digits", None
+    )
+    hub.orgs["lab"] = "contributor"
+    check_destination("ada-lab/digits", None)
+
+
+def test_a_server_that_says_nothing_is_not_waited_for_without_end(hub, monkeypatch):
+    hub.hold("whoami", until=lambda: False)
+    monkeypatch.setattr(failures, "TIMEOUT", 0.05)
+    with pytest.raises(
+        UnreachableError, match=f"--push ada/digits: the connection to {hub.url} broke; try again later"
+    ):
+        check_destination("ada/digits", None)
+    assert get_session().timeout.read is None  # the client's own again
+
+
+def test_what_fails_on_this_machine_is_not_told_as_the_networks():
+    with pytest.raises(RuntimeError, match="a bug"), one_line("", ""):
+        raise RuntimeError("a bug")
+    with (
+        pytest.raises(UserError, match="x: unet/a cannot be read: Permission denied; y") as told,
+        one_line("x: ", "; y"),
+    ):
+        try:
+            raise PermissionError(13, "Permission denied", "unet/a")
+        except PermissionError as cause:
+            raise RuntimeError("Error while uploading 'unet/a' to the Hub.") from cause
+    assert not isinstance(told.value, UnreachableError)
+
+
+def test_errors_of_the_clients_storage_are_the_networks():
+    def _upload_xet_files(error):  # by this name the client's own is known
+        raise error
+
+    for error in (RuntimeError("Data processing error: CAS service error"), ConnectionError("Network error")):
+        with pytest.raises(UnreachableError), one_line("", ""):
+            _upload_xet_files(error)
+    with pytest.raises(UserError, match="refuses the upload: HTTP status client error"), one_line("", ""):
+        _upload_xet_files(RuntimeError("HTTP status client error (403 Forbidden)"))
+    with pytest.raises(UserError, match="cannot be read"), one_line("", ""):
+        _upload_xet_files(PermissionError(13, "Permission denied", "unet/a"))
+
+
+def test_no_message_has_a_signed_address():
+    error = ValueError("Client error '403 Forbidden' for url 'https://s3.aws/a/b?X-Amz-Signature=secret&x=1' (x)\nmore")
+    assert first_line(error) == "Client error '403 Forbidden' for url 'https://s3.aws/a/b' (x)"
 
 
 def test_no_network_is_asked_for_where_it_is_forbidden(hub, folder, monkeypatch):
