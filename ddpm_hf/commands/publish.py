@@ -14,6 +14,10 @@ def publish(options: argparse.Namespace) -> None:
         for option in ("private", "revision"):
             if getattr(options, option):
                 raise UserError(f"--{option}: is of a repository; name one with --push OWNER/NAME, or leave it out")
+    if options.space and options.revision not in (None, "main"):
+        raise UserError(
+            "--space: its demo loads the main branch; leave --revision out, or publish the Space without --push"
+        )
     space = _space_beside(options) if options.space else None
     folder = make(
         options.run_folder,

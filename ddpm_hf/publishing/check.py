@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ddpm_hf.durations import rough_duration
 from ddpm_hf.errors import UserError
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -42,11 +43,13 @@ def code_of(card: str) -> str:
     return "\n".join(_BLOCK.findall(card))
 
 
-def run_elsewhere(jobs: Sequence[Job], python: str = sys.executable) -> list[dict[str, np.ndarray]]:
+def run_elsewhere(
+    jobs: Sequence[Job], python: str = sys.executable, limit: float | None = None
+) -> list[dict[str, np.ndarray]]:
     """The pictures that each job saved, by name: uint8 (H, W) or (H, W, 3).
 
     In one process of `python`, without a network, that takes modules from nowhere but its own installation and the
-    folders. Raises `UserError` with its last line where it fails.
+    folders. Raises `UserError` with its last line where it fails, or where it takes more than `limit` seconds.
     """
     with tempfile.TemporaryDirectory(prefix="ddpm_hf-check-") as scratch:
         places = []
@@ -55,15 +58,21 @@ def run_elsewhere(jobs: Sequence[Job], python: str = sys.executable) -> list[dic
             (place / job.called).parent.mkdir(parents=True)
             _show_as(job.folder.resolve(), place / job.called)
             places.append(place)
-        shown = subprocess.run(
-            [python, "-I", "-c", _ELSEWHERE],
-            input=json.dumps([(str(place), job.code) for place, job in zip(places, jobs, strict=True)]),
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            cwd=scratch,
-            env=_environment(Path(scratch)),
-        )
+        try:
+            shown = subprocess.run(
+                [python, "-I", "-c", _ELSEWHERE],
+                input=json.dumps([(str(place), job.code) for place, job in zip(places, jobs, strict=True)]),
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                cwd=scratch,
+                env=_environment(Path(scratch)),
+                timeout=limit,
+            )
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                f"the card's code took more than {rough_duration(limit)} here; if this machine is busy, run the same again"
+            ) from None
         if shown.returncode:
             said = shown.stderr.strip().splitlines()
             raise UserError(said[-1] if said else f"its process ended with {shown.returncode}")

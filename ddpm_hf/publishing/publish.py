@@ -1,6 +1,7 @@
 """`publish`: build, check, upload, in this order."""
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ddpm_hf.publishing.ownership import check_place, held
 from ddpm_hf.publishing.run import Run, read_run
 from ddpm_hf.publishing.snippets import drawn_by_run, num_passes, snippets, variant_snippet
 
+_SLOWER, _LEAST_LIMIT = 10, 1800  # how much slower than the run itself, and the seconds that it may take in any case
 _FAR = 25  # gray levels, on average: rounded weights draw nearly the same image
 
 
@@ -78,12 +80,12 @@ def _make(
     """The folder, checked, in its place."""
     new, failed = beside(final, "new"), _failed(final)
     shutil.rmtree(new, ignore_errors=True)
-    called = push or found.recipe.run.name
-    code = snippets(found, called)
+    called, branch = push or found.recipe.run.name, revision if push else None
+    code = snippets(found, called, branch)
     card = Card(found, code, variants, license or found.license)
     build(new, found, card, variants, samples)
     try:
-        _check(new, found, called, variants)
+        _check(new, found, called, branch, variants)
     except UserError as error:
         _put(new, failed)
         raise UserError(f"{failed}: does not work without this package: {error}") from None
@@ -110,16 +112,18 @@ def _failed(final: Path) -> Path:
     return final.with_name(f"{final.name}.failed")
 
 
-def _check(folder: Path, run: Run, called: str, variants: Sequence[str]) -> None:
+def _check(folder: Path, run: Run, called: str, revision: str | None, variants: Sequence[str]) -> None:
     """Raises `UserError` where the card's code, run elsewhere, does not draw what the run draws."""
-    wanted = snippets(run, called)
-    halves = [variant_snippet(run, called, variant) for variant in variants]
+    wanted = snippets(run, called, revision)
+    halves = [variant_snippet(run, called, variant, revision) for variant in variants]
     card = (folder / "README.md").read_text(encoding="utf-8")
     codes = [code_of(card), *(half.code for half in halves)]
     total = num_passes(run, wanted)
     with tqdm(total=total, unit="step", desc="check", dynamic_ncols=True, disable=None) as bar:
+        start = time.monotonic()
         expected = drawn_by_run(run, wanted, bar.update)
-    drawn = run_elsewhere([Job(folder, called, code) for code in codes])
+        limit = max(_LEAST_LIMIT, _SLOWER * len(codes) * (time.monotonic() - start))
+    drawn = run_elsewhere([Job(folder, called, code) for code in codes], limit=limit)
     problem = difference(drawn[0], expected)
     if problem is not None:
         raise UserError(problem)

@@ -26,15 +26,20 @@ class Snippet:
     sampling: Sampling
 
 
-def snippets(run: Run, called: str) -> list[Snippet]:
-    """called: what `from_pretrained` is given; the recipe's own sampler comes second where it draws the same in Diffusers"""
-    trust = "" if is_stock(run.pipe) else ", trust_remote_code=True"
+def snippets(run: Run, called: str, revision: str | None = None) -> list[Snippet]:
+    """The recipe's own sampler comes second where it draws the same in Diffusers.
+
+    called: what `from_pretrained` is given; revision: its branch there, None for main
+    """
+    options = "" if is_stock(run.pipe) else ", trust_remote_code=True"
+    if revision not in (None, "main"):
+        options += f", revision={_text(revision)}"
     first = _sampling(run, "ddpm", first_steps(run))
     load = [
         "import torch",
         "from diffusers import DiffusionPipeline",
         "",
-        f"pipe = DiffusionPipeline.from_pretrained({_text(called)}{trust})",
+        f"pipe = DiffusionPipeline.from_pretrained({_text(called)}{options})",
     ]
     found = [_snippet(run, load, "image.png", first)]
     sample = run.recipe.sample
@@ -50,9 +55,9 @@ def snippets(run: Run, called: str) -> list[Snippet]:
     return found
 
 
-def variant_snippet(run: Run, called: str, variant: str) -> Snippet:
-    """The first of them with the weights of half precision, computed with in float32."""
-    first = snippets(run, called)[0]
+def variant_snippet(run: Run, called: str, variant: str, revision: str | None = None) -> Snippet:
+    """The first of `snippets` with the weights of half precision, computed with in float32."""
+    first = snippets(run, called, revision)[0]
     half = f'from_pretrained({_text(called)}, variant="{variant}", dtype=torch.float32'
     code = first.code.replace(f"from_pretrained({_text(called)}", half)
     return Snippet(code.replace(first.picture, f"{variant}.png"), f"{variant}.png", first.sampling)
