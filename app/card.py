@@ -1,39 +1,120 @@
 """A model's card as the page shows it: nothing in it makes a visitor's browser ask anyone else for anything."""
 
-import base64
+import os
 import re
-from pathlib import Path
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 import yaml
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 
 LARGEST_PICTURE = 4 * 2**20  # bytes; a larger one is left out
-KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+LARGEST_ALL = 16 * 2**20  # bytes of a card's pictures
+LONGEST = 200_000  # letters of a card
+KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def card_of(source: str, pipe: ImageGenerationPipeline) -> str:
-    """Markdown: the README.md beside the model, its pictures included; without one, what the model is."""
-    readme = _readme(source)
+@dataclass(frozen=True)
+class Card:
+    """Markdown, and where the pictures that it shows lie, by the names it gives them."""
+
+    text: str = "*The card cannot be read.*"
+    pictures: dict[str, Path] = field(default_factory=dict)
+
+    def html(self, folder: Path | None = None, address: str = "") -> str:
+        """HTML of a few safe elements; the pictures are copied to `folder`, which browsers find at `address`."""
+        parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+        tokens = parser.parse(self.text)
+        places = {} if folder is None else self._copied(folder)
+        for token in tokens:
+            if token.type == "html_block":
+                token.content = ""
+            token.children = [_safe(child, places, address) for child in token.children or []] or token.children
+        return parser.renderer.render(tokens, parser.options, {})
+
+    def _copied(self, folder: Path) -> dict[str, str]:
+        places = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (name, file) in enumerate(self.pictures.items()):
+            places[name] = f"{number}{file.suffix.lower()}"
+            shutil.copyfile(file, folder / places[name])
+        return places
+
+
+def _safe(token: Token, places: dict[str, str], address: str) -> Token:
+    """What is inside a line: of pictures those that were copied, of any other what describes it; no HTML."""
+    if token.type == "html_inline":
+        token.content = ""
+    elif token.type == "image":
+        place = places.get(str(token.attrs.get("src")))
+        if place is None:
+            return Token("text", "", 0, content=token.content)
+        token.attrs = {"src": f"{address}/{place}", "alt": token.content}
+    elif token.type == "link_open":
+        token.attrs = {"href": token.attrs.get("href", ""), "rel": "noopener noreferrer nofollow", "target": "_blank"}
+    return token
+
+
+def card_of(source: str, pipe: ImageGenerationPipeline) -> Card:
+    """The README.md beside the model; without one, what the model is."""
+    file = _finder(source)
+    readme = file("README.md")
     if readme is None:
-        return f"{_table(_facts(pipe))}\n\n*This model has no card. `ddpm-hf publish` writes one.*"
-    about, written = _front_matter(readme.read_text(encoding="utf-8", errors="replace"))
-    return f"{_table(_named(about))}\n\n{_with_pictures(written, readme.parent)}"
+        return Card(f"{_table(_facts(pipe))}\n\n*This model has no card. `ddpm-hf publish` writes one.*")
+    about, written = _front_matter(readme.read_text(encoding="utf-8", errors="replace")[:LONGEST])
+    text = f"{_table(_named(about))}\n\n{written}"
+    return Card(text, _pictures(text, file))
+
+
+def _finder(source: str) -> Callable[[str], Path | None]:
+    """Gives the file of a name beside the model, or None: a folder's, or a Hub id's of the same revision."""
+
+    def beside(name: str) -> Path | None:
+        folder = Path(source)
+        file = Path(os.path.normpath(folder / name))
+        if not file.is_relative_to(os.path.normpath(folder)) or not file.is_file():
+            return None
+        real, roots = file.resolve(), [folder.resolve()]
+        if folder.absolute().parent.name == "snapshots":  # of the Hub's cache, whose files are links to its blobs
+            roots.append(folder.resolve().parents[1] / "blobs")
+        return file if any(real.is_relative_to(root) for root in roots) else None
+
+    def downloaded(name: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(source, name))
+        except Exception:  # not there, no network, not allowed: it is only the card
+            return None
+
+    return beside if Path(source).is_dir() else downloaded
+
+
+def _pictures(text: str, file: Callable[[str], Path | None]) -> dict[str, Path]:
+    """Pictures beside the card that it shows."""
+    found: dict[str, Path] = {}
+    left = LARGEST_ALL
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        for child in token.children or []:
+            name = str(child.attrs.get("src", "")) if child.type == "image" else ""
+            path = PurePosixPath(name)
+            plain = name and ":" not in name and not path.is_absolute() and ".." not in path.parts
+            if not plain or name in found or path.suffix.lower() not in KINDS:
+                continue
+            picture = file(name)
+            if picture is not None and (size := picture.stat().st_size) <= min(LARGEST_PICTURE, left):
+                found[name] = picture
+                left -= size
+    return found
 
 
 def _table(rows: dict[str, str]) -> str:
     head, *others = [f"| {name} | {value} |" for name, value in rows.items()] or [""]
     return "\n".join([head, "| --- | --- |", *others]) if head else ""
-
-
-def _readme(source: str) -> Path | None:
-    """A folder's, or what was downloaded of a Hub id."""
-    if Path(source).is_dir():
-        file = Path(source) / "README.md"
-        return file if file.is_file() else None
-    cached = try_to_load_from_cache(source, "README.md")
-    return Path(cached) if isinstance(cached, str) else None
 
 
 def _facts(pipe: ImageGenerationPipeline) -> dict[str, str]:
@@ -62,7 +143,7 @@ def _front_matter(text: str) -> tuple[dict, str]:
         return {}, text
     try:
         about = yaml.safe_load(match[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the latter of a date that is none
         about = {}
     return (about if isinstance(about, dict) else {}), text[match.end() :]
 
@@ -74,27 +155,5 @@ def _named(about: dict) -> dict[str, str]:
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         if isinstance(value, str) and value:
-            rows[name] = value.replace("|", "\\|").replace("\n", " ")
+            rows[name] = re.sub(r"([\\`*_\[\]<>!|~])", r"\\\1", " ".join(value.split()))
     return rows
-
-
-def _with_pictures(text: str, folder: Path) -> str:
-    """Pictures beside the card become part of it; of any other only its description stays."""
-
-    def inlined(description: str, place: str) -> str:
-        file = (folder / place).resolve()
-        kind = KINDS.get(file.suffix.lower())
-        beside = "://" not in place and kind is not None and file.is_relative_to(folder.resolve()) and file.is_file()
-        if not beside or file.stat().st_size > LARGEST_PICTURE:
-            return f"*{description}*" if description else ""
-        content = base64.b64encode(file.read_bytes()).decode()
-        return f"![{description}](data:{kind};base64,{content})"
-
-    text = re.sub(r"!\[([^\]]*)\]\(\s*<?([^)\s>]+)>?[^)]*\)", lambda m: inlined(m[1], m[2]), text)
-    text = re.sub(r"!\[([^\]]*)\]\[[^\]]*\]", r"*\1*", text)  # by reference
-    return re.sub(
-        r"<\s*/?\s*(?:img|picture|source|video|audio|iframe|object|embed|link|style|svg|image)\b[^>]*>",
-        "",
-        text,
-        flags=re.I,
-    )

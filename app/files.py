@@ -1,11 +1,15 @@
 """What a visitor takes home: pictures, a grid, and a zip of them with their settings."""
 
+import errno
 import io
 import json
 import math
 import secrets
+import shutil
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +19,14 @@ from PIL import Image
 from ddpm_hf import __version__
 from ddpm_hf.app.models import Model
 from ddpm_hf.app.request import EACH, Request, Settings, to_query
+from ddpm_hf.errors import UserError
 from ddpm_hf.pictures import Sheet, columns_for, enlarged, grid, to_pil
 from ddpm_hf.sampling import labels_of
 
 TALL = 256  # pixels: less tall pictures are shown and saved enlarged, pixel for pixel, by a whole factor
 KEPT = 3600  # seconds that files stay
+LARGEST = 2 * 2**30  # bytes of all files; beyond, the oldest go
+CARDS = "cards"
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,42 @@ class Side:
 class Shelf:
     """A folder for the files of many visitors, each drawing's in one of its own whose name nobody can guess."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, largest: int = LARGEST) -> None:
+        self.folder, self.largest = Path(folder), largest
+        self.cards = self.folder / CARDS  # what stays
 
     def place(self) -> Path:
         """A new folder."""
-        for old in self.folder.iterdir():  # Gradio removes files of that age, and leaves their folders
-            if old.is_dir() and time.time() - old.stat().st_mtime > KEPT and not any(old.iterdir()):
-                old.rmdir()
+        self._make_room()
         place = self.folder / secrets.token_urlsafe(16)
-        place.mkdir()
+        place.mkdir(parents=True)
         return place
+
+    def _make_room(self) -> None:
+        """Removes what is old, and the oldest where all is too much. Others may do the same at the same time."""
+        places = []
+        with suppress(OSError):
+            for place in self.folder.iterdir():
+                with suppress(OSError):
+                    if place.is_dir() and place != self.cards:
+                        sizes = [file.stat().st_size for file in place.rglob("*") if file.is_file()]
+                        places.append((place.stat().st_mtime, sum(sizes), place))
+        total = sum(size for _, size, _ in places)
+        for since, size, place in sorted(places):
+            if total > self.largest or time.time() - since > KEPT:
+                shutil.rmtree(place, ignore_errors=True)
+                total -= size
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """A full disk is told in a line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError("the server's disk is full; try again later") from None
+        raise
 
 
 def save_pictures(side: Side, place: Path, prefix: str = "") -> list[tuple[str, str]]:

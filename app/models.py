@@ -1,13 +1,18 @@
 """The models of the page: loaded once, shared by all its visitors, never changed."""
 
-from collections.abc import Sequence
+import re
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 
-from ddpm_hf.app.card import card_of
+from ddpm_hf.app.card import Card, card_of
 from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
@@ -15,11 +20,11 @@ from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 
 @dataclass(frozen=True)
 class Model:
-    """`name` is how the page calls it, `card` its model card in Markdown."""
+    """`name` is how the page calls it."""
 
     name: str
     pipe: ImageGenerationPipeline = field(repr=False)
-    card: str = field(default="", repr=False)
+    card: Card = field(default_factory=Card, repr=False)
 
     @property
     def num_classes(self) -> int | None:
@@ -30,9 +35,15 @@ class Model:
         return self.pipe.scheduler.config.num_train_timesteps
 
     def class_name(self, label: int) -> str:
-        if label == self.num_classes:
-            return "no class in particular"
-        return str((self.pipe.config.id2label or {}).get(str(label), label))
+        """Of two classes of the same name, each has its id behind it."""
+        return "no class in particular" if label == self.num_classes else self._class_names[label]
+
+    @cached_property
+    def _class_names(self) -> list[str]:
+        names = self.pipe.config.id2label or {}
+        plain = [str(names.get(str(label), label)) for label in range(self.num_classes or 0)]
+        times = Counter(plain)
+        return [name if times[name] == 1 else f"{name} ({label})" for label, name in enumerate(plain)]
 
 
 @dataclass(frozen=True)
@@ -44,15 +55,21 @@ class Failure:
 def load_models(
     sources: Sequence[str], device: torch.device, trust_remote_code: bool = False
 ) -> tuple[dict[str, Model], list[Failure]]:
-    """The models by their names, and those that could not be loaded."""
+    """The models by their names, and those that could not be loaded, whatever is wrong with them."""
     models, failures = {}, []
     for source, name in zip(sources, names_of(sources), strict=True):
         try:
-            pipe = _load(source, trust_remote_code).to(device)
+            pipe = _load(source, trust_remote_code)
+            _check(source, pipe)
+            pipe = pipe.to(device)
         except UserError as error:
-            failures.append(Failure(name, str(error).removeprefix(f"{source}: ").replace(source, name)))
+            failures.append(Failure(name, _without_paths(str(error), source, name)))
+        except Exception as error:  # a file may be wrong in any way, and memory may be too little
+            traceback.print_exc(file=sys.stderr)
+            memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            failures.append(Failure(name, "too large for this machine's memory" if memory else "cannot be loaded"))
         else:
-            models[name] = Model(name, pipe, card_of(source, pipe))
+            models[name] = Model(name, pipe, _card(source, pipe))
     return models, failures
 
 
@@ -61,7 +78,11 @@ def names_of(sources: Sequence[str]) -> list[str]:
     names: list[str] = []
     for source in sources:
         path = Path(source)
-        if path.exists():
+        try:
+            there = path.exists()
+        except OSError:  # such as a name that is too long
+            there = False
+        if there:
             parts = [part for part in path.resolve().parts if part not in ("pipeline", "hub")]
             name = parts[-1]
         else:
@@ -71,11 +92,40 @@ def names_of(sources: Sequence[str]) -> list[str]:
     return names
 
 
+def _without_paths(message: str, source: str, name: str) -> str:
+    """One line; of a path, its last part."""
+    line = " ".join(message.removeprefix(f"{source}: ").split())
+    if "/" in source:
+        line = line.replace(source, name)
+    return re.sub(r"(?<![\w/:.<])(?:~|[A-Za-z]:)?/(?:[^\s/'\":,;]+/)*([^\s/'\":,;]+)", r"\1", line)
+
+
+def _card(source: str, pipe: ImageGenerationPipeline) -> Card:
+    """A card that cannot be read costs the card alone."""
+    try:
+        return card_of(source, pipe)
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
+        return Card()
+
+
+def _check(source: str, pipe: ImageGenerationPipeline) -> None:
+    """What the page relies on, of configurations that anyone may have written."""
+    classes, names, size = pipe.config.num_classes, pipe.config.id2label, pipe.unet.config.sample_size
+    if classes is not None and (not isinstance(classes, int) or classes < 1):
+        raise UserError(f"{source}: num_classes should be a whole number of at least 1")
+    if names is not None and not isinstance(names, Mapping):
+        raise UserError(f"{source}: id2label should map ids to names")
+    sizes = size if isinstance(size, list | tuple) else (size, size)
+    if len(sizes) != 2 or not all(isinstance(side, int) and side > 0 for side in sizes):
+        raise UserError(f"{source}: its denoiser's sample_size should be a size in pixels or two")
+
+
 def _load(source: str, trust_remote_code: bool) -> ImageGenerationPipeline:
     try:
         return load_pipeline(source)
     except UserError as error:
-        if not trust_remote_code:
+        if not trust_remote_code or "needs code of its own" not in str(error):
             raise
         refusal = error
     path = Path(source)

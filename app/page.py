@@ -29,8 +29,8 @@ def build_page(rooms: Rooms, failures: Sequence[Failure]) -> gr.Blocks:
                 draw = DrawTab(rooms)
             with gr.Tab("Compare", id="compare"):
                 compare = CompareTab(rooms)
-            with gr.Tab("About", id="about") as about:
-                _about(models, about)
+            with gr.Tab("About", id="about"):
+                _about(rooms)
 
         def restore(request: gr.Request) -> dict:
             """What the link that the visitor came by says."""
@@ -81,12 +81,26 @@ def _failures(failures: Sequence[Failure]) -> str:
     return f'<div class="notice" role="alert">{word} could not be loaded:<ul>{lines}</ul></div>'
 
 
-def _about(models: Mapping[str, Model], tab: gr.Tab) -> None:
-    chosen = gr.Dropdown(list(models), label="Model", visible=len(models) > 1, filterable=False, elem_id="about-model")
-    card = gr.Markdown(elem_id="card", container=True)
+def _about(rooms: Rooms) -> None:
+    """Each card is put into the page once; choosing shows one and hides the others."""
+    models = rooms.models
+    names = gr.Dropdown(list(models), label="Model", visible=len(models) > 1, filterable=False, elem_id="about-model")
+    cards = []
+    for number, (name, model) in enumerate(models.items()):
+        folder = rooms.shelf.cards / str(number)
+        card = gr.HTML(
+            model.card.html(folder, f"gradio_api/file={folder}"),
+            elem_classes=["card", "prose"],
+            elem_id=f"card-{number}",
+            visible=True if name == next(iter(models)) else "hidden",
+            container=True,
+        )
+        cards.append(card)
 
-    def show(name: Any) -> str:
-        return models[name].card if isinstance(name, str) and name in models else ""
+    def show(chosen: Any) -> list[dict]:
+        return [gr.update(visible=True if name == chosen else "hidden") for name in models]
 
-    for event in (tab.select, chosen.change):
-        event(show, chosen, card, queue=False, preprocess=False, show_progress="hidden", api_visibility="private")
+    if len(models) > 1:
+        names.change(
+            show, names, cards, queue=False, preprocess=False, show_progress="hidden", api_visibility="private"
+        )

@@ -66,7 +66,7 @@ class Demo:
                 mcp_server=False,
                 enable_monitoring=False,
                 footer_links=[],
-                allowed_paths=None,
+                allowed_paths=[str(rooms.shelf.cards)],
                 state_session_capacity=100,  # a session takes 200 KB, long after its visitor has left
                 app_kwargs={"middleware": [gate]},
                 **look(),

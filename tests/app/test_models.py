@@ -1,10 +1,13 @@
 """Models of the page: those that load, those that do not, and code beside weights."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddpm_hf.app.models import load_models, names_of
 from ddpm_hf.errors import UserError
@@ -73,36 +76,125 @@ def test_with_its_own_code_a_model_draws_as_it_would_without(own_code, models):
 
 def test_what_is_trusted_may_still_be_no_such_model(own_code):
     folder, _ = own_code
-    from pathlib import Path
-
     index = Path(folder) / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"unet": ["mine_own", "Missing"]}))
     assert "needs code of its own" in load_models([folder], CPU, trust_remote_code=True)[1][0].message
 
 
+BAD_FILES = {
+    "a network of nonsense": ("unet/config.json", {"block_out_channels": "many"}),
+    "a network without a size": ("unet/config.json", {"sample_size": None}),
+    "names in a list": ("model_index.json", {"id2label": ["a", "b", "c"]}),
+    "a schedule of nonsense": ("scheduler/scheduler_config.json", {"num_train_timesteps": "all"}),
+}
+
+
+@pytest.mark.parametrize(("file", "wrong"), BAD_FILES.values(), ids=BAD_FILES)
+def test_whatever_is_wrong_with_one_the_others_go_on(folders, tmp_path, file, wrong, capfd):
+    folder = Path(write_model(tmp_path / "wrong", 3))
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | wrong))
+    models, failures = load_models([str(folder), folders["plain"], "x" * 5000], CPU)
+    assert list(models) == ["plain"]
+    assert [failure.name for failure in failures] == ["wrong", "x" * 5000]
+    assert "\n" not in failures[0].message
+    assert str(tmp_path) not in failures[0].message
+
+
+def test_a_model_that_memory_is_too_small_for(folders, monkeypatch):
+    from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
+
+    def to(*_args, **_more):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ImageGenerationPipeline, "to", to)
+    assert load_models([folders["plain"]], CPU)[1][0].message == "too large for this machine's memory"
+
+
+def test_a_message_names_no_folder():
+    from ddpm_hf.app.models import _without_paths
+
+    message = "x: not at /root/.cache/hub/models--a or '/tmp/b c', see google/ddpm-cifar10-32 and https://hf.co/a/b"
+    told = _without_paths(message, "x", "x")
+    assert "/root" not in told
+    assert "/tmp" not in told
+    assert "google/ddpm-cifar10-32" in told
+    assert "https://hf.co/a/b" in told
+    assert _without_paths("a. b.", ".", "here") == "a. b."
+
+
+def test_code_is_not_looked_for_where_something_else_is_wrong(folders, monkeypatch):
+    from ddpm_hf.app import models
+
+    monkeypatch.setattr(models.DiffusionPipeline, "from_pretrained", lambda *_a, **_k: pytest.fail("loaded"))
+    assert load_models([folders["broken"], "no/such/folder"], CPU, trust_remote_code=True)[0] == {}
+
+
+def test_classes_of_the_same_name(folders, tmp_path):
+    folder = Path(write_model(tmp_path / "same", 3))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["id2label"] = {"0": "crane", "1": "crane", "2": "drake"}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    model = load_models([str(folder)], CPU)[0]["same"]
+    assert [model.class_name(i) for i in range(4)] == ["crane (0)", "crane (1)", "drake", "no class in particular"]
+
+
 def test_a_card_asks_nobody_for_anything(folders, tmp_path):
-    from pathlib import Path
-
-    from PIL import Image
-
     folder = Path(write_model(tmp_path / "carded"))
     (folder / "README.md").write_text(
-        "---\nlicense: mit\ndatasets:\n- digits\n---\n# Card\n![samples](samples.png) ![out](../secret.png)"
-        " ![far](https://example.org/x.png) <img src='https://example.org/y.png'>\n[link](https://example.org)\n"
+        "---\nlicense: mit <img src=https://example.org/q.png> ![q](https://example.org/q.png)\ndatasets:\n- digits\n"
+        "---\n# Card\n![samples](samples.png) ![out](../secret.png)"
+        " ![far](https://example.org/x.png) <img src='https://example.org/y.png'>\n[link](https://example.org)\n\n"
+        "![a [b] c](https://example.org/x.png) ![a\\]b](https://example.org/x.png) ![by][ref] ![again](samples.png)\n\n"
+        "<im<img>g src=https://example.org/z.png> [bad](javascript:alert(1))\n\n"
+        "<table><tr><td background=https://example.org/z.png style='position:fixed;background:url(https://example.org)'>\n"
+        "<form action=https://example.org><input type=image src=https://example.org/z.png></form>\n\n"
+        "[ref]: https://example.org/x.png\n"
     )
     Image.new("L", (4, 4)).save(folder / "samples.png")
     Image.new("L", (4, 4)).save(tmp_path / "secret.png")
     card = load_models([str(folder)], CPU)[0]["carded"].card
-    assert "| License | mit |" in card
-    assert "| Data | digits |" in card
-    assert card.count("](data:image/png;base64,") == 1
-    assert "*out*" in card
-    assert "*far*" in card
-    assert "example.org/y.png" not in card
-    assert "[link](https://example.org)" in card
-    card = load_models([folders["plain"]], CPU)[0]["plain"].card
-    assert "no card" in card
-    assert "| Pictures | 8x8 pixels |" in card
+    assert list(card.pictures) == ["samples.png"]
+    page = card.html(tmp_path / "shown", "there")
+    sources = re.findall(r"<[^>]*?\bsrc=\"([^\"]*)\"", page)
+    assert sources == ["there/0.png", "there/0.png"]
+    assert Image.open(tmp_path / "shown" / "0.png").size == (4, 4)
+    allowed = {"h1", "p", "table", "thead", "tbody", "tr", "th", "td", "img", "a"}
+    assert set(re.findall(r"<\s*/?\s*([a-z0-9]+)", page)) <= allowed
+    assert set(re.findall(r"<[a-z0-9]+[^>]*?\s([a-z]+)=", page)) <= {"src", "alt", "href", "rel", "target"}
+    assert re.findall(r'href="([^"]*)"', page) == ["https://example.org"]
+    assert "far" in page
+    assert "<th>License</th>" in page
+    page = load_models([folders["plain"]], CPU)[0]["plain"].card.html()
+    assert "no card" in page
+    assert "8x8 pixels" in page
+
+
+@pytest.mark.parametrize("metadata", ["license: 2024-13-45", "license: [", "- a"])
+def test_a_card_with_broken_metadata_costs_the_metadata_alone(tmp_path, metadata):
+    folder = Path(write_model(tmp_path / "odd"))
+    (folder / "README.md").write_text(f"---\n{metadata}\n---\n# Still a card\n")
+    assert "<h1>Still a card</h1>" in load_models([str(folder)], CPU)[0]["odd"].card.html()
+
+
+def test_a_card_that_cannot_be_read_costs_the_card_alone(tmp_path, monkeypatch):
+    from ddpm_hf.app import models
+
+    def failing(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(models, "card_of", failing)
+    assert "cannot be read" in load_models([write_model(tmp_path / "odd")], CPU)[0]["odd"].card.html()
+
+
+def test_pictures_of_a_card_are_few_enough(tmp_path, monkeypatch):
+    from ddpm_hf.app import card
+
+    folder = Path(write_model(tmp_path / "many"))
+    (folder / "README.md").write_text("".join(f"![p]({i}.png)\n" for i in range(5)))
+    for i in range(5):
+        Image.new("L", (4, 4)).save(folder / f"{i}.png")
+    monkeypatch.setattr(card, "LARGEST_ALL", 2 * (folder / "0.png").stat().st_size)
+    assert list(load_models([str(folder)], CPU)[0]["many"].card.pictures) == ["0.png", "1.png"]
 
 
 def test_without_any_model_there_is_no_demo(folders):
