@@ -14,7 +14,7 @@ from ddpm_hf.config.files import shipped_configs
 from ddpm_hf.errors import UserError
 
 # of what setup.cfg lists, what the demo imports; Gradio comes with the Space
-REQUIREMENTS = ("accelerate", "diffusers", "filelock", "matplotlib", "numpy", "pillow", "pydantic", "pyyaml",
+REQUIREMENTS = ("accelerate", "diffusers", "filelock", "markdown-it-py", "matplotlib", "numpy", "pillow", "pydantic", "pyyaml",
     "safetensors", "torch", "torchvision", "tqdm", "transformers")  # fmt: skip
 
 
@@ -25,6 +25,7 @@ def write_space(folder: Path, models: Sequence[str]) -> Path:
     `UserError` where there is no such model.
     """
     folder = Path(folder)
+    models = list(dict.fromkeys(models))  # each once
     sources = {model: _pipeline(model) for model in models}
     folder.mkdir(parents=True, exist_ok=True)
     for source, place in (
@@ -39,7 +40,7 @@ def write_space(folder: Path, models: Sequence[str]) -> Path:
         if source is None:
             lines.append(model)
         else:
-            lines.append(f"models/{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')}")
+            lines.append(f"models/{_unused(name, lines)}")
             _copy(source, folder / lines[-1])
     (folder / "models.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     shutil.copyfile(Path(ddpm_hf.app.__file__).parent / "app.py", folder / "app.py")
@@ -60,6 +61,14 @@ def _pipeline(model: str) -> Path | None:
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise UserError(f"{model}: no folder with a pipeline; give a run's, a published one or a Hub id")
     return None
+
+
+def _unused(name: str, lines: Sequence[str]) -> str:
+    """A folder's name in plain letters, which no other model has, capitals or not."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+    taken = {line.lower() for line in lines}
+    numbered = (plain if number == 1 else f"{plain}-{number}" for number in range(1, len(lines) + 2))
+    return next(other for other in numbered if f"models/{other}".lower() not in taken)
 
 
 def _copy(source: Path, place: Path) -> None:

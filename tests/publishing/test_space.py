@@ -31,7 +31,7 @@ def test_what_is_in_it(space):
     assert re.fullmatch(r"\d+\.\d+\.\d+", metadata["sdk_version"])
     assert "python app.py" in text
     for line in (space / "requirements.txt").read_text().splitlines():
-        assert re.fullmatch(r"[a-z]+==[\d.]+", line)
+        assert re.fullmatch(r"[a-z-]+==[\d.]+", line)
     assert (space / "models.txt").read_text() == "models/some-run\nmodels/plain\n"
     assert (space / "models" / "some-run" / "model_index.json").is_file()
     assert (space / "ddpm_hf" / "app" / "style.css").is_file()
@@ -45,6 +45,16 @@ def test_again_is_the_same(space, tmp_path):
     assert (folder / "models.txt").read_text() == "google/ddpm-cifar10-32\n"
     assert not (folder / "models").exists()
     assert "models:\n- google/ddpm-cifar10-32\n" in (folder / "README.md").read_text()
+
+
+def test_models_of_nearly_the_same_name(tmp_path):
+    """Each has a folder of its own, and one that is named twice has one."""
+    folders = [write_model(tmp_path / name, seed=i) for i, name in enumerate(("a b", "a-b", "A-B", "数字"))]
+    folder = write_space(tmp_path / "space", [*folders, folders[0]])
+    lines = (folder / "models.txt").read_text().splitlines()
+    assert lines == ["models/a-b", "models/a-b-2", "models/A-B-3", "models/model"]
+    weights = {next((folder / line / "unet").glob("*.safetensors")).read_bytes() for line in lines}
+    assert len(weights) == 4
 
 
 def test_no_such_model(tmp_path):
