@@ -21,13 +21,17 @@ from tqdm import tqdm
 
 import ddpm_hf
 from ddpm_hf.config import Recipe
-from ddpm_hf.errors import one_line_errors
+from ddpm_hf.durations import rough_duration
+from ddpm_hf.errors import UnreachableError, one_line_errors
+from ddpm_hf.files import sha256_of, write_atomically
 from ddpm_hf.publishing.upload import check_destination
 from ddpm_hf.training.loop import Progress
 from ddpm_hf.training.run_folder import RunFolder
 
 COMMAND = (sys.executable, "-m", "ddpm_hf.publishing.background")  # of the other process
-LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# of a launch, which sets the threads of each of its processes too
+LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+ONE_PUSH = 4 * 3600  # seconds, of which the check takes most where a model is large
 LAST_PUSH = 30 * 60  # seconds that the end of a training waits for it
 
 
@@ -36,12 +40,16 @@ def pushing(recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> Iterato
     """Gives what pushes the model in the background as `recipe.hub` says, if it does, on the main process; in the end waits
     for the last push.
 
-    Raises `UserError` at once where the Hub refuses the token. A push that fails is told, and does not end the training.
+    Raises `UserError` at once where the Hub refuses the token. A Hub that cannot be reached and a push that fails are told,
+    and do not end the training.
     """
     if recipe.hub.repo_id is None or not accelerator.is_main_process:
         yield None
         return
-    check_destination(recipe.hub.repo_id, recipe.hub.revision, option="hub.repo_id")
+    try:
+        check_destination(recipe.hub.repo_id, recipe.hub.revision, option="hub.repo_id")
+    except UnreachableError as error:
+        _say(f"warning: {error}; training begins, and pushes are tried when they are due")
     push = Push(recipe, run)
     try:
         yield push
@@ -54,6 +62,7 @@ def pushing(recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> Iterato
 class _Job:
     step: int
     folder: Path  # of what belongs to this push
+    identity: list[str | None]  # of the checkpoint and where it goes
 
 
 class Push:
@@ -61,14 +70,16 @@ class Push:
 
     def __init__(self, recipe: Recipe, run: RunFolder) -> None:
         self.hub, self.run = recipe.hub, run
-        self.aside = run.path / ".push"
+        self.aside = run.path / f".push-{os.getpid()}"
+        self.noted = run.path / ".pushed.json"  # what was pushed last, and where to
         self.last = -1  # the newest step that was to be pushed
         self._lock = threading.Lock()
         self._waiting: _Job | None = None
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen | None = None
         self._stopped = False
-        shutil.rmtree(self.aside, ignore_errors=True)  # of a run that was killed
+        for leftover in run.path.glob(".push-*"):  # of a training that was killed, and its push with it
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def __call__(self, _: Progress) -> None:
         newest = max(self.run.checkpoints.glob("step-*"), default=None)
@@ -77,7 +88,10 @@ class Push:
             return
         self.last = step
         try:
-            job = _Job(step, self._link_aside(newest))
+            identity = self._identity(newest)
+            if self._last_pushed() == identity:
+                return
+            job = _Job(step, self._link_aside(newest), identity)
         except OSError as error:
             return self._failed(step, f"{self.aside} cannot be written: {error.strerror or error}")
         with self._lock:
@@ -93,16 +107,17 @@ class Push:
         thread = self._thread
         if thread is None:
             return
-        _say(f"waiting for the last push to {self.hub.repo_id}, for at most {LAST_PUSH / 60:g} minutes")
+        _say(f"waiting for the last push to {self.hub.repo_id}, for at most {rough_duration(LAST_PUSH)}")
         try:
-            thread.join(LAST_PUSH)
-        except KeyboardInterrupt:
+            with _ended_by_sigterm():
+                thread.join(LAST_PUSH)
+        except (KeyboardInterrupt, SystemExit) as end:
             self.stop()
             self._failed(self.last, "interrupted")
-            raise SystemExit(130) from None
+            raise SystemExit(130 if isinstance(end, KeyboardInterrupt) else end.code) from None
         if thread.is_alive():
             self.stop()
-            self._failed(self.last, f"it took more than {LAST_PUSH / 60:g} minutes")
+            self._failed(self.last, f"it took more than {rough_duration(LAST_PUSH)}")
 
     def stop(self) -> None:
         with self._lock:
@@ -115,7 +130,10 @@ class Push:
     # ---- aside
 
     def _link_aside(self, checkpoint: Path) -> Path:
-        """A run folder that stays as it is now: what `publish` reads of this one. Names of the same files cost nothing."""
+        """A run folder that stays as it is now: what `publish` reads of this one.
+
+        Hard links take neither time nor space, and hold what they name: training writes new files in the place of these.
+        """
         run, folder = self.run, self.aside / checkpoint.name
         copy = folder / run.path.name
         shutil.copytree(run.path / "pipeline", copy / "pipeline", copy_function=_link)
@@ -129,6 +147,15 @@ class Push:
         if (picture := run.samples / f"{checkpoint.name}.png").is_file():
             _link(picture, folder / "samples.png")
         return folder
+
+    def _identity(self, checkpoint: Path) -> list[str | None]:
+        return [self.hub.repo_id, self.hub.revision, sha256_of(checkpoint / "state.json")]
+
+    def _last_pushed(self) -> list[str | None] | None:
+        try:
+            return json.loads(self.noted.read_text())
+        except (OSError, ValueError):
+            return None
 
     # ---- in the background
 
@@ -168,16 +195,34 @@ class Push:
                 env=_environment(),
                 start_new_session=True,  # a Ctrl-C is the training's
             )
-        shown, errors = process.communicate(json.dumps(asked))
-        with self._lock:
-            self._process = None
+        too_long = None
+        # left open: where this process ends, however it does, the other one reads that, and ends too
+        pipe, process.stdin = process.stdin, None
+        try:
+            with suppress(BrokenPipeError):  # it has ended already, and says why
+                pipe.write(json.dumps(asked) + "\n")
+                pipe.flush()
+            shown, errors = process.communicate(timeout=ONE_PUSH)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            process.communicate()
+            too_long = f"it took more than {rough_duration(ONE_PUSH)}"
+        finally:
+            with self._lock:
+                self._process = None
+            with suppress(OSError):
+                pipe.close()
         if self._stopped:
             return
-        if process.returncode:
+        if too_long:
+            self._failed(job.step, too_long)
+        elif process.returncode:
             last = (errors.strip().splitlines() or [f"its process ended with {process.returncode}"])[-1]
             # the folder is made anew for the next push
             self._failed(job.step, last.removeprefix("error: ").partition(f"; {out} ")[0])
         else:
+            with suppress(OSError):
+                write_atomically(self.noted, json.dumps(job.identity))
             _say(f"pushed step {job.step}: {(shown.strip().splitlines() or [self.hub.repo_id])[-1]}")
 
     def _failed(self, step: int, why: str) -> None:
@@ -213,13 +258,42 @@ def _say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Raises `SystemExit` where SIGTERM comes, which would end this process at once; in the main thread, which alone gets it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
 def _publish() -> None:
     """The other process."""
+    asked = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_training, daemon=True).start()
+
     from ddpm_hf.publishing.publish import publish
 
     if hasattr(os, "nice"):
         os.nice(10)
-    publish(**json.load(sys.stdin))
+    publish(**asked)
+
+
+def _end_with_the_training() -> None:
+    """Whose end closes the pipe, even where it was killed."""
+    while os.read(0, 1024):
+        pass
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():  # with what this process has started
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from ddpm_hf.training.ema import EMA
 from ddpm_hf.training.examples import Examples
 from ddpm_hf.training.loop import Event, Progress, training_loop
 from ddpm_hf.training.optimization import build_optimizer, learning_rate
+from ddpm_hf.training.origins import found_here
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.signals import StopRequest
 from ddpm_hf.training.tracking import Meter, Tracking
@@ -173,6 +174,7 @@ class Session:
             "images": self.examples.store.content,
             "source": self.examples.store.fingerprint["source"],
             "autoencoder": self.task.codec.identity,
+            "here": found_here(self.recipe),
         }
         product = {self.task.product: self.task.saved_tensors(self.ema.model)}
         self.checkpoints.check_space(progress.step, tensors | product)
@@ -236,18 +238,17 @@ class Session:
     # ---- training
 
     def train(self) -> None:
-        """Resumes, and trains to the end; a signal ends it after a saved step, with the exit code that belongs to it."""
-        try:
-            self._train()
-        finally:
-            self.run.release()
+        """Resumes, and trains to the end; a signal ends it after a saved step, with the exit code that belongs to it.
 
-    def _train(self) -> None:
+        The run stays held: a last push may follow.
+        """
         self.resume()
         if self.progress.step >= self.max_steps:
             self.accelerator.print(
                 f"{self.run.path} is already trained to step {self.progress.step}; a larger train.max_steps goes on"
             )
+            if self.push is not None and self.progress.step > 0:  # what an earlier training could not push
+                self.push(self.progress)
             return
         if self.task.evaluate_every is not None:
             self.task.prepare_evaluation()

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,7 +113,7 @@ def test_the_section_hub(tiny_recipe):
 # stands for the publication: says what it was given, and goes on when it is told to
 STAND_IN = """
 import json, pathlib, sys, time
-asked = json.load(sys.stdin)
+asked = json.loads(sys.stdin.readline())
 place = pathlib.Path(sys.argv[1])
 run = pathlib.Path(asked["run"])
 asked["files"] = {p.relative_to(run).as_posix(): p.read_text() for p in run.rglob("*") if p.is_file()}
@@ -158,11 +160,15 @@ def tiny_hub_recipe(run):
     return load_recipe("quickstart", {"hub.repo_id": "ada/digits", "hub.private": True, "run.name": run.path.name})
 
 
-def wait_for(file):
-    end = time.monotonic() + 60
-    while not file.exists():
-        assert time.monotonic() < end, file
+def wait_until(condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def wait_for(file):
+    wait_until(file.exists)
     return json.loads(file.read_text())
 
 
@@ -188,10 +194,10 @@ def test_one_push_at_a_time_and_the_newest_of_those_that_wait(run, push, tmp_pat
     assert last["samples"].endswith("samples.png")
     assert first["files"]["pipeline/unet/weights"] == "of 4"
     push.stop()
-    assert not (run.path / ".push").exists()
+    assert not list(run.path.glob(".push-*"))
     shown = capsys.readouterr().err
     assert "pushed step 4: the address\n" in shown
-    assert "waiting for the last push to ada/digits, for at most 30 minutes\n" in shown
+    assert "waiting for the last push to ada/digits, for at most 30 min\n" in shown
     assert shown.endswith("pushed step 12: the address\n")
 
 
@@ -200,7 +206,7 @@ def test_what_was_linked_aside_stays_as_it_was(run, push, tmp_path):
     push(Progress(4))
     wait_for(tmp_path / "step-00000004.json")
     save_step(run, 8)
-    aside = run.path / ".push" / "step-00000004" / run.path.name
+    aside = push.aside / "step-00000004" / run.path.name
     assert (aside / "pipeline" / "unet" / "weights").read_text() == "of 4"
     assert (aside / "metrics.jsonl").read_text() == "4\n"
 
@@ -223,8 +229,116 @@ def test_the_last_push_is_not_waited_for_without_end(run, push, tmp_path, capsys
     wait_for(tmp_path / "step-00000004.json")
     process = push._process
     push.wait()
-    assert "step 4 was not pushed: it took more than 0.01 minutes" in capsys.readouterr().err
+    assert "step 4 was not pushed: it took more than 1 s" in capsys.readouterr().err
     assert process.wait(10) < 0
+
+
+def test_a_push_that_takes_too_long_is_ended_and_the_next_goes_on(run, push, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(background, "ONE_PUSH", 3)
+    save_step(run, 4)
+    push(Progress(4))
+    wait_for(tmp_path / "step-00000004.json")
+    process = push._process
+    save_step(run, 8)
+    push(Progress(8))
+    assert process.wait(60) < 0
+    monkeypatch.setattr(background, "ONE_PUSH", 600)
+    wait_for(tmp_path / "step-00000008.json")
+    (tmp_path / "go").write_text("well")
+    push.wait()
+    shown = capsys.readouterr().err
+    assert "warning: step 4 was not pushed: it took more than 3 s" in shown
+    assert shown.endswith("pushed step 8: the address\n")
+
+
+def test_what_was_pushed_is_not_pushed_again_and_what_was_not_is(run, push, tmp_path, capsys):
+    def again(**changes):
+        recipe = tiny_hub_recipe(run)
+        hub = recipe.hub.model_copy(update=changes)
+        other = Push(recipe.model_copy(update={"hub": hub}), run)
+        other(Progress(4))
+        other.wait()
+        other.stop()
+        return capsys.readouterr().err
+
+    (tmp_path / "go").write_text("badly")
+    save_step(run, 4)
+    push(Progress(4))
+    push.wait()
+    assert "step 4 was not pushed: gone" in capsys.readouterr().err
+    (tmp_path / "go").write_text("well")
+    assert "pushed step 4: the address\n" in again()
+    assert again() == ""
+    assert "pushed step 4: the address\n" in again(revision="trial")
+
+
+# a training at its end, whose last push does not come to its own
+WAITING = """
+import sys
+from types import SimpleNamespace
+from ddpm_hf.config import load_recipe
+from ddpm_hf.errors import one_line_errors
+from ddpm_hf.publishing import background
+from ddpm_hf.training.loop import Progress
+from ddpm_hf.training.run_folder import open_run
+code, output_dir, name, place = sys.argv[1:]
+background.COMMAND = (sys.executable, "-c", code, place)
+background.check_destination = lambda *_, **__: None
+recipe = load_recipe("quickstart", {"run.output_dir": output_dir, "run.name": name, "hub.repo_id": "ada/digits"})
+accelerator = SimpleNamespace(is_main_process=True, num_processes=1)
+with one_line_errors(), open_run(recipe, accelerator) as run, background.pushing(recipe, run, accelerator) as push:
+    push(Progress(4))
+"""
+# the other process as it is, but for what it publishes
+OTHER = """
+import os, pathlib, sys, time, types
+place = pathlib.Path(sys.argv[1])
+def publish(**asked):
+    (place / "new").write_text(str(os.getpid()))
+    (place / "new").rename(place / "pid.json")
+    time.sleep(600)
+sys.modules["ddpm_hf.publishing.publish"] = types.SimpleNamespace(publish=publish)
+from ddpm_hf.publishing.background import _publish
+_publish()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_push_ends_with_its_training(run, tmp_path, number):
+    save_step(run, 4)
+    (run.checkpoints / "step-00000004" / "state.json").unlink()  # which does not look like a state
+    (run.checkpoints / "step-00000004" / "state.json").write_text("{}")
+    run.recipe_file.unlink()
+    command = [sys.executable, "-c", WAITING, OTHER, str(run.path.parent), run.path.name, str(tmp_path)]
+    training = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        pid = wait_for(tmp_path / "pid.json")
+        with pytest.raises(UserError, match="is in use by another training"):
+            RunFolder(tiny_recipe_of(run)).claim()
+        while number != signal.SIGKILL and "waiting for the last push" not in training.stderr.readline():
+            assert training.poll() is None
+        training.send_signal(number)
+        assert training.wait(60) == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[number]
+        wait_until(lambda: not alive(pid))
+        if number != signal.SIGKILL:
+            assert "step 4 was not pushed: interrupted" in training.stderr.read()
+            assert not list(run.path.glob(".push-*"))
+    finally:
+        training.kill()
+        training.stderr.close()
+
+
+def tiny_recipe_of(run):
+    return load_recipe("quickstart", {"run.output_dir": str(run.path.parent), "run.name": run.path.name})
+
+
+def alive(pid):
+    """A process that nobody has waited for yet is not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_refused_token_ends_it_before_anything_is_done(hub, tiny_recipe, tmp_path, monkeypatch):
@@ -237,6 +351,17 @@ def test_a_refused_token_ends_it_before_anything_is_done(hub, tiny_recipe, tmp_p
         train_unconditional.train(tiny_recipe(**{"hub.repo_id": "ada/digits"}))
     forget_accelerator()
     assert not (tmp_path / "prepared").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_of_warning(hub, tiny_recipe, run, capsys, monkeypatch):
+    monkeypatch.setattr("ddpm_hf.publishing.upload.WAITS", (0.01,))
+    hub.stop()
+    main = SimpleNamespace(is_main_process=True)
+    with background.pushing(tiny_recipe(**{"hub.repo_id": "ada/digits"}), run, main) as push:
+        assert push is not None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: hub.repo_id ada/digits: {hub.url} cannot be reached (")
+    assert line.endswith("; training begins, and pushes are tried when they are due")
 
 
 def train(recipe, environment, tmp_path):
@@ -259,22 +384,22 @@ def finish(process):
 def test_training_pushes_while_it_goes_on(hub, tiny_recipe, tmp_path):
     hub_settings = {"hub.repo_id": "ada/digits", "hub.push_every": 4, "hub.license": "mit", "hub.revision": "trial"}
     recipe = tiny_recipe(**hub_settings, **{"train.max_steps": 12})
+    run = tmp_path / "runs" / "quickstart"
+    # training does not wait for the push: it is at its end before the first one can be
+    hub.hold("POST .*/commit/", until=(run / "checkpoints" / "step-00000012" / "state.json").exists)
     process = train(recipe, hub.environment(tmp_path / "home"), tmp_path)
     _, errors = finish(process)
     assert process.returncode == 0, errors
     messages = hub.messages("ada/digits", "trial")
     assert messages[0] == "quickstart, step 4"
     assert messages[-1] == "quickstart, step 12"
-    first_commit = next(request.at for request in hub.requests if "POST" in request.name and "/commit/" in request.name)
-    run = tmp_path / "runs" / "quickstart"
-    assert (run / "checkpoints" / "step-00000012" / "state.json").stat().st_mtime < first_commit
     files = hub.files("ada/digits", "trial")
     assert files["samples.png"] == (run / "samples" / "step-00000012.png").read_bytes()
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert files[weights] == (run / "pipeline" / weights).read_bytes()
     assert "license: mit" in files["README.md"].decode()
     assert str(tmp_path) not in "".join(content.decode(errors="replace") for content in files.values())
-    assert not (run / ".push").exists()
+    assert not list(run.glob(".push-*"))
     assert f"pushed step 12: {hub.url}/ada/digits/commit/" in errors
 
 
@@ -283,7 +408,7 @@ def test_a_dead_server_does_not_fail_the_training(hub, tiny_recipe, tmp_path):
     recipe = tiny_recipe(**{"hub.repo_id": "ada/digits", "train.max_steps": 4})
     hub.fail("repos/create", 403, times=1000)
     process = train(recipe, hub.environment(tmp_path / "home"), tmp_path)
-    while not hub.count("whoami"):  # it is asked before the first step
+    while not hub.answered("auth-check"):  # the last that is asked before the first step
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     hub.stop()

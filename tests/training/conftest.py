@@ -42,6 +42,18 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def held_while_it_trains(session):
+    """As `with open_run(...)` of a training script."""
+    train = session.train
+
+    def train_and_release():
+        with session.run:
+            train()
+
+    session.train = train_and_release
+    return session
+
+
 @pytest.fixture
 def build_session():
     """What a training script does between the recipe and `Session.train`."""
@@ -66,14 +78,15 @@ def build_session():
             if isinstance(recipe, AutoencoderRecipe):
                 trainee = build_autoencoder(recipe)
                 examples = prepare_examples(recipe, PixelCodec(), run, progress=False)
-                return Session(recipe, Autoencoding(recipe, trainee, examples, accelerator), examples, run, accelerator)
+                task = Autoencoding(recipe, trainee, examples, accelerator)
+                return held_while_it_trains(Session(recipe, task, examples, run, accelerator))
             denoiser = build_denoiser(recipe)
             latents = recipe.autoencoder.source is not None
             codec = load_codec(recipe.autoencoder, recipe.data, accelerator.device) if latents else PixelCodec()
             scheduler = build_scheduler(recipe.diffusion, clip_sample=not latents)
             examples = prepare_examples(recipe, codec, run, progress=False)
             task = Denoising(recipe, denoiser, codec, scheduler, examples, accelerator)
-            return Session(recipe, task, examples, run, accelerator)
+            return held_while_it_trains(Session(recipe, task, examples, run, accelerator))
         except BaseException:
             run.release()
             raise

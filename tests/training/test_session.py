@@ -471,3 +471,11 @@ def test_speed_settings_train_save_resume_and_sample(setting, tiny_recipe, build
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)  # the same mathematics, rounded in another order
     images = draw_images(load_pipeline(str(parts.run.path)), [0], 1, Sampling("ddim", 2))
     assert images.shape == (1, 1, 8, 8)
+
+
+def test_a_complete_run_is_handed_to_the_push(build_session, tiny_recipe):
+    build_session(tiny_recipe()).train()
+    session, steps = build_session(tiny_recipe()), []
+    session.push = lambda progress: steps.append(progress.step)
+    session.train()
+    assert steps == [session.max_steps]
