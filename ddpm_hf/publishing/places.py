@@ -2,23 +2,41 @@
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from huggingface_hub import constants
 
 from ddpm_hf.config import Recipe
 from ddpm_hf.config.sections import Hub, Run
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_OWN_NAMES = ("inception", "dinov2", "efficientnet_lite0", "classifier", "train", "validation")  # of evaluations
 _STARTS = ("~", "./", "../", ".\\", "..\\")
 _WITHIN = re.compile(  # an absolute path in a sentence; 1/2, images/s and https:// are none
     r"(?<![\w:/\\.~-])(?:~|[A-Za-z]:)?(?:[\\/][^\s\\/'\",;:()<>|]+)+[\\/]?"
 )
 
 
-def is_hub_id(text: str) -> bool:
-    """Whether a setting's text names something on the Hub, and nothing here."""
-    here = os.path.lexists(Path(text).expanduser()) or ("/" in text and os.path.isdir(text.partition("/")[0]))
-    return bool(_ID.fullmatch(text)) and not text.startswith("runs/") and not here
+def is_hub_id(text: str, was_here: bool | None, run: Path) -> bool:
+    """Whether a setting's text names something on the Hub; in doubt it is a place.
+
+    was_here: whether it named a place when the run was trained, None where that was not noted
+    """
+    if not _ID.fullmatch(text) or text.startswith("runs/") or was_here:
+        return False
+    if was_here is not None:
+        return True
+    # relative paths mean what they did where the training was started: above its run folder, as a rule
+    near = (folder / text.partition("/")[0] for folder in run.resolve().parents)
+    return not any(map(os.path.lexists, near)) and _in_cache(text)
+
+
+def _in_cache(repo_id: str) -> bool:
+    """Whether the Hub's client has fetched it to this machine."""
+    name = f"models--{repo_id.replace('/', '--')}"
+    return os.path.isdir(os.path.join(constants.HF_HUB_CACHE, name))
 
 
 def last_name(path: str) -> str:
@@ -39,18 +57,44 @@ def without_places(value: Any) -> Any:
     return _WITHIN.sub(lambda found: last_name(found[0]), value)
 
 
-def public_recipe(recipe: Recipe, from_hub: bool) -> tuple[Recipe, list[str]]:
+def public_record(record: dict[str, Any], local: Recipe, recipe: Recipe, run: Path) -> dict[str, Any]:
+    """An evaluation's record for others.
+
+    local: the run's recipe as it is, recipe: as it is published
+    """
+    known = {local.data.source: recipe.data.source}
+    record = dict(record) | {"model": recipe.run.name}
+    for role in ("reference", "images"):  # a network's weights are named without their place already
+        about = record.get(role)
+        if isinstance(about, dict) and isinstance(text := about.get("source"), str):
+            record[role] = about | {"source": known[text] if text in known else _public_text(text, run)}
+    return without_places(record)
+
+
+def _public_text(text: str, run: Path) -> str:
+    """Of what may be a relative path, the last name; "cleanfid:cifar10:32:train" is none, nor is an address."""
+    if ":" in text.partition("/")[0] or is_hub_id(text, None, run):
+        return without_places(text)
+    return last_name(text)
+
+
+def public_recipe(recipe: Recipe, from_hub: bool, here: Collection[str] | None, run: Path) -> tuple[Recipe, list[str]]:
     """A run's recipe for others: places here are left as names, where they mean nothing without; and which they were.
 
     from_hub: whether data.source is an id on the Hub
+    here: the settings that named a place when it was trained, None where that was not noted
     """
     places = []
 
     def public(section: str, *names: str) -> dict[str, str]:
-        settings = getattr(recipe, section)
-        found = {name: value for name in names if (value := getattr(settings, name)) is not None}
-        local = {name: last_name(value) for name, value in found.items() if not is_hub_id(value)}
-        places.extend(f"{section}.{name}" for name in local)
+        settings, local = getattr(recipe, section), {}
+        for name in names:
+            key, value = f"{section}.{name}", getattr(settings, name)
+            if value is None or value in _OWN_NAMES:
+                continue
+            if not is_hub_id(value, None if here is None else key in here, run):
+                local[name] = last_name(value)
+                places.append(key)
         return local
 
     data: dict[str, str | None] = {"store": None, **public("data", "classes")}

@@ -15,7 +15,7 @@ from ddpm_hf.config import Recipe, load_recipe
 from ddpm_hf.errors import UserError
 from ddpm_hf.loading import is_run, load_pipeline
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
-from ddpm_hf.publishing.places import is_hub_id, public_recipe, without_places
+from ddpm_hf.publishing.places import public_recipe, public_record
 
 Record = dict[str, Any]  # of an evaluation
 
@@ -86,12 +86,13 @@ def read_run(run: str | Path) -> Run:
     local = load_recipe(folder / "recipe.yaml")
     here = folder.resolve()
     local = local.model_copy(update={"run": local.run.model_copy(update={"name": here.name})})
-    # a checkpoint knows what the source was when it was read; its name alone may mean a folder or an id
+    # a checkpoint knows what the source was when it was read; its name alone may mean a folder or an id, in doubt a folder
     kind = (state or {}).get("source", {}).get("kind")
-    from_hub = kind == "hub" if kind is not None else is_hub_id(local.data.source) and local.data.source != "digits"
-    recipe, places = public_recipe(local, from_hub)
+    from_hub = kind == "hub"
+    recipe, places = public_recipe(local, from_hub, (state or {}).get("here"), folder)
+    read = {path.name: _record(path) for path in sorted((folder / "evaluations").glob("*.json"))}
     records = {
-        path.name: _public_record(path, local, recipe) for path in sorted((folder / "evaluations").glob("*.json"))
+        name: public_record(record, local, recipe, folder) for name, record in read.items() if record is not None
     }
     metrics = _metrics(folder / "metrics.jsonl")
     dataset = recipe.data.source if from_hub else None
@@ -111,16 +112,13 @@ def _state_of(folder: Path, pipe: ImageGenerationPipeline) -> dict[str, Any] | N
     return None
 
 
-def _public_record(path: Path, local: Recipe, recipe: Recipe) -> Record:
+def _record(path: Path) -> Record | None:
+    """None of a file that is no evaluation's record, such as notes of the user's own."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as an evaluation's record: {error}") from None
-    record["model"] = recipe.run.name
-    reference = record.get("reference")
-    if reference is not None and reference.get("source") == local.data.source:
-        reference["source"] = recipe.data.source
-    return without_places(record)
+    return record if isinstance(record, dict) and isinstance(record.get("metrics"), dict) else None
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
+from ddpm_hf.config import load_recipe
 from ddpm_hf.publishing.check import code_of, difference
-from ddpm_hf.publishing.places import is_hub_id, last_name, without_places
+from ddpm_hf.publishing.places import is_hub_id, last_name, public_recipe, public_record, without_places
+from ddpm_hf.training.origins import found_here
 
 
 @pytest.mark.parametrize(
@@ -30,13 +33,52 @@ def test_of_a_place_the_last_name_is_left(text, left):
     assert without_places({"a": [text, 1, None]}) == {"a": [expected, 1, None]}
 
 
-def test_hub_ids(tmp_path, monkeypatch):
+def test_hub_ids_are_what_was_noted_and_in_doubt_places(tmp_path, monkeypatch):
+    run = tmp_path / "work" / "runs" / "mine"
+    run.mkdir(parents=True)
+    (tmp_path / "work" / "photos").mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for repo_id in ("stabilityai/sd-vae-ft-mse", "photos/cats"):
+        (tmp_path / "cache" / f"models--{repo_id.replace('/', '--')}").mkdir(parents=True)
+    for folder in ("/", tmp_path / "work"):  # the current folder decides nothing
+        monkeypatch.chdir(folder)
+        assert is_hub_id("stabilityai/sd-vae-ft-mse", None, run)
+        for text in ("google/ddpm-cifar10-32", "photos/cats", "runs/mine", "a/b/c", "/data/x", "~/x", "./x"):
+            assert not is_hub_id(text, None, run)
+        assert is_hub_id("google/ddpm-cifar10-32", False, run)
+        assert is_hub_id("photos/cats", False, run)  # it was not there
+        assert not is_hub_id("google/ddpm-cifar10-32", True, run)
+        assert not is_hub_id("runs/mine", False, run)
+
+
+def test_relative_places_in_records_are_left_as_names_too(tmp_path):
+    local = load_recipe("quickstart", {"data.source": "photos/cats"})
+    recipe, places = public_recipe(local, False, [], tmp_path)
+    assert places == ["data.source"]
+    record = {
+        "model": "runs/mine",
+        "reference": {"source": "photos/cats", "part": "train"},
+        "images": {"source": "drawn/of mine"},
+        "extractor": {"name": "dinov2", "weights": "facebook/dinov2-base"},
+        "classifier": None,
+        "metrics": {"fid": 1.0},
+    }
+    public = public_record(record, local, recipe, tmp_path)
+    assert public["model"] == recipe.run.name
+    assert public["reference"] == {"source": "cats", "part": "train"}
+    assert public["images"] == {"source": "of mine"}
+    assert public["extractor"] == record["extractor"]
+    for source in ("cleanfid:cifar10:32:train", "https://example.org/x.pt"):
+        assert (
+            public_record({"reference": {"source": source}}, local, recipe, tmp_path)["reference"]["source"] == source
+        )
+
+
+def test_a_training_notes_what_lies_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    for text in ("mnist", "stabilityai/sd-vae-ft-mse", "google/ddpm-cifar10-32"):
-        assert is_hub_id(text)
-    for text in ("photos", "photos/cats", "runs/mine", "a/b/c", "/data/x", "~/x", "./x", str(tmp_path)):
-        assert not is_hub_id(text)
+    (tmp_path / "mine" / "vae").mkdir(parents=True)
+    for source, here in (("mine/vae", ["autoencoder.source"]), ("stabilityai/sd-vae-ft-mse", [])):
+        assert found_here(load_recipe("latent/digits", {"autoencoder.source": source})) == here
 
 
 def test_last_names_of_any_system():
