@@ -12,7 +12,7 @@ from ddpm_hf.evaluation.records import main_keys, versions, with_spread
 from ddpm_hf.export import is_stock
 from ddpm_hf.publishing import words
 from ddpm_hf.publishing.licenses import license_id, license_name
-from ddpm_hf.publishing.results import TASK, eval_results, metric_name
+from ddpm_hf.publishing.results import TASK, eval_results, metric_name, seeds
 from ddpm_hf.publishing.run import Record, Run
 from ddpm_hf.publishing.snippets import SEED, Snippet
 from ddpm_hf.sample_grid import layout_of, sampling_of_recipe
@@ -233,11 +233,14 @@ def _about(record: Record) -> str:
     parts, reference, sampling = [], record.get("reference"), record.get("sampling")
     if sampling is not None:
         guidance = "" if sampling["guidance_scale"] == 1 else f", guidance scale {sampling['guidance_scale']:g}"
+        if (interval := sampling.get("guidance_interval")) is not None:
+            guidance += f" between noise levels {interval[0]:g} and {interval[1]:g}"
+        eta = f", eta {sampling['eta']:g}" if sampling.get("eta") else ""
+        precision = "" if record.get("precision") in (None, "no") else f", in {record['precision']}"
         only = "" if sampling.get("class") is None else f", class {sampling['class']} alone"
-        last = sampling["first_seed"] + record["num_images"] - 1
         parts.append(
-            f"{record['num_images']:,} images, {sampling['sampler']} in {sampling['steps']:,} steps{guidance}{only}, seeds"
-            f" {sampling['first_seed']} to {last}"
+            f"{record['num_images']:,} images, {sampling['sampler']} in {sampling['steps']:,} steps{eta}{guidance}{only}"
+            f"{precision}, seeds {seeds(record)}"
         )
     if reference is not None:
         number = "" if reference.get("num_images") is None else f"{reference['num_images']:,} of "
