@@ -7,7 +7,7 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     from ddpm_hf.app.server import serve
-    from ddpm_hf.commands.shared import default_device
+    from ddpm_hf.devices import default_device
 
     names = (HERE / "models.txt").read_text(encoding="utf-8").split("\n")
     models = [str(HERE / name) if (HERE / name).is_dir() else name for name in names if name]

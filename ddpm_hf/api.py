@@ -7,24 +7,26 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib import import_module
+from importlib.util import find_spec
 from numbers import Integral, Real
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
+import ddpm_hf
 from ddpm_hf import config
-from ddpm_hf.cli.evaluate import DEFAULT_METRICS, METRICS
-from ddpm_hf.commands.sample import draw
-from ddpm_hf.commands.shared import checked, device_of
 from ddpm_hf.config import AnyRecipe, AutoencoderRecipe, did_you_mean, recipe_kind, setting_keys
+from ddpm_hf.devices import device_of
 from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.measuring import Request, measure
+from ddpm_hf.metric_names import DEFAULT_METRICS, METRICS
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.publishing import publish as publishing
-from ddpm_hf.sampling import Sampling
+from ddpm_hf.sampling import Sampling, checked, draw
 from ddpm_hf.training.accelerator import forget_accelerator
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.script import warn
@@ -88,11 +90,7 @@ def train(recipe: AnyRecipe) -> Path:
     else:
         name = "train_unconditional" if recipe.autoencoder.source is None else "train_cfg_latent"
         warn(recipe)
-    script = import_module(name)
-    if not hasattr(script, "train"):  # Diffusers' example has the name of one
-        raise UserError(
-            f"{script.__file__} is found in place of this package's {name}.py; rename it, or start elsewhere"
-        )
+    script = _script(name)
     forget_accelerator()
     try:
         script.train(recipe)
@@ -238,6 +236,15 @@ def evaluate(
 publish = _arguments_by_their_names(publishing.publish)
 
 
+def _script(name: str) -> ModuleType:
+    """The training script that comes with this package; another of its name, as one of Diffusers' examples has, is not run."""
+    found, ours = find_spec(name), Path(ddpm_hf.__file__).parent.parent / f"{name}.py"
+    if found is None or found.origin is None or not ours.is_file() or not ours.samefile(found.origin):
+        origin = "nothing" if found is None else found.origin
+        raise UserError(f"{origin} is found in place of this package's {name}.py; rename it, or start elsewhere")
+    return import_module(name)
+
+
 def _sampling(
     sampler: str,
     steps: int | None,
@@ -250,7 +257,11 @@ def _sampling(
         if not (isinstance(value, Real) and value >= 0):
             raise UserError(f"{name}: {value!r} should be a number of at least 0")
     steps, interval = None if steps is None else _whole("steps", steps, 1), guidance_interval
-    if interval is not None and not (isinstance(interval, Sequence) and len(interval) == 2):
+    if interval is not None and not (
+        isinstance(interval, Sequence)
+        and len(interval) == 2
+        and all(isinstance(end, Real) and end >= 0 for end in interval)
+    ):
         raise UserError(f"guidance_interval: {interval!r} should be a pair of noise levels, the lower first")
     return Sampling(sampler, steps, eta, class_label, guidance_scale, guidance_interval)
 

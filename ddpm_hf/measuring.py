@@ -10,10 +10,9 @@ from pathlib import Path
 from accelerate import PartialState
 from PIL import Image
 
-from ddpm_hf.cli.evaluate import DEFAULT_METRICS
 from ddpm_hf.codec import AutoencoderCodec, PixelCodec
-from ddpm_hf.commands.shared import autocast_of, checked, device_of
 from ddpm_hf.config import Data, Recipe, load_recipe
+from ddpm_hf.devices import autocast_of, device_of
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation.evaluate import Values, build_evaluator, check_shape
 from ddpm_hf.evaluation.image_files import ArchiveImages, FolderImages, holds_images
@@ -23,8 +22,9 @@ from ddpm_hf.evaluation.metrics import METRICS
 from ddpm_hf.evaluation.records import about_model, record_of, settings_digest, settings_of, write_record
 from ddpm_hf.evaluation.reference import PublishedStatistics, open_reference, pixels, validation_images
 from ddpm_hf.loading import is_run, load_pipeline
+from ddpm_hf.metric_names import DEFAULT_METRICS
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
-from ddpm_hf.sampling import Sampling
+from ddpm_hf.sampling import Sampling, checked
 from ddpm_hf.training.accelerator import forget_accelerator
 
 NUM_IMAGES = 5000

@@ -1,10 +1,11 @@
 """Images from seeds."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ddpm_hf.diffusion.samplers import build_sampler, num_steps
 from ddpm_hf.errors import UserError
@@ -28,6 +29,45 @@ class Sampling:
     decode_batch_size: int = 16
 
 
+def checked(pipe: ImageGenerationPipeline, asked: Sampling) -> Sampling:
+    """Finds mistakes before the expensive part; the class as its id."""
+    build_sampler(asked.sampler, pipe.scheduler)
+    num_steps(asked.sampler, asked.steps, pipe.scheduler)
+    if asked.eta and asked.sampler != "ddim":
+        raise UserError(f"--eta: is for --sampler ddim; {asked.sampler} has no such setting")
+    if asked.eta > 1:
+        raise UserError(f"--eta: {asked.eta:g} is more than 1, which adds as much noise as ddpm")
+    if pipe.config.num_classes is None:
+        for option, given in (
+            ("--class", asked.class_label is not None),
+            ("--guidance_scale", asked.guidance_scale != 1),
+            ("--guidance_interval", asked.guidance_interval is not None),
+        ):
+            if given:
+                raise UserError(f"{option}: this model is unconditional, it knows no classes; leave {option} out")
+    if asked.guidance_interval is not None:
+        if asked.guidance_scale == 1:
+            raise UserError("--guidance_interval: needs a --guidance_scale; at 1 there is no guidance")
+        if not asked.guidance_interval[0] < asked.guidance_interval[1]:
+            raise UserError(f"--guidance_interval: {asked.guidance_interval} should be the lower noise level first")
+    if asked.class_label is None:
+        return asked
+    return replace(asked, class_label=_label(pipe, asked.class_label))
+
+
+def _label(pipe: ImageGenerationPipeline, given: int | str) -> int:
+    """`--class`: a name, or an id where no class has such a name."""
+    named = given in (pipe.config.id2label or {}).values()
+    is_id = isinstance(given, str) and given.isdigit() and not named
+    try:
+        label = pipe.label_id(int(given) if is_id else given)
+    except ValueError as error:
+        raise UserError(f"--class: {error}") from None
+    if label == pipe.config.num_classes:
+        print(f"class {label} is the null class: images of no class in particular")
+    return label
+
+
 def draw_images(
     pipe: ImageGenerationPipeline,
     seeds: Sequence[int],
@@ -43,6 +83,30 @@ def draw_images(
     starts = range(0, len(seeds), batch_size)
     batches = (draw_batch(pipe, seeds[start : start + batch_size], sampling, progress) for start in starts)
     return np.concatenate([images.cpu().numpy() for images in batches])
+
+
+def draw(
+    pipe: ImageGenerationPipeline,
+    seeds: Sequence[int],
+    batch_size: int,
+    sampling: Sampling,
+    strip_seeds: Sequence[int] = (),
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images, uint8 (N, C, H, W), and the film strip of `strip_seeds`, under one progress bar."""
+    forward_passes, strip = passes(pipe, sampling), None
+    with tqdm(
+        total=(len(seeds) + len(strip_seeds)) * forward_passes,
+        unit="image step",
+        desc=f"{len(seeds)} images, {forward_passes} steps",
+        dynamic_ncols=True,
+    ) as bar:
+        try:
+            images = draw_images(pipe, seeds, batch_size, sampling, progress=bar.update)
+            if strip_seeds:
+                strip = draw_strip(pipe, strip_seeds, sampling, progress=bar.update)
+        except torch.OutOfMemoryError:
+            raise UserError(f"out of memory on {pipe.device}: lower --batch_size, {batch_size}") from None
+    return images, strip
 
 
 def draw_batch(

@@ -190,14 +190,14 @@ def test_training_on_a_thread():
 
 
 def test_another_script_of_the_same_name(own_folder, monkeypatch):
-    Path("train_unconditional.py").write_text("def main(): ...\n")
+    Path("train_unconditional.py").write_text("raise SystemExit('a stranger ran')\ndef train(recipe): ...\n")
     monkeypatch.delitem(sys.modules, "train_unconditional", raising=False)
     monkeypatch.syspath_prepend(Path.cwd())
     with pytest.raises(
         ddpm_hf.UserError, match=r"is found in place of this package's train_unconditional\.py; rename it"
     ):
         ddpm_hf.train(tiny("hidden"))
-    sys.modules.pop("train_unconditional")
+    assert "train_unconditional" not in sys.modules
 
 
 def test_train_wants_a_recipe():
@@ -250,6 +250,8 @@ def test_classes_by_id_or_name_and_in_turn(run):
         ({"guidance_scale": "3"}, "guidance_scale: '3' should be a number"),
         ({"guidance_interval": (1, 2)}, "guidance_interval: needs a guidance_scale; at 1 there is no guidance"),
         ({"guidance_interval": 3, "guidance_scale": 2}, "guidance_interval: 3 should be a pair"),
+        ({"guidance_interval": ("a", "b"), "guidance_scale": 2}, "guidance_interval: ('a', 'b') should be a pair"),
+        ({"guidance_interval": "ab", "guidance_scale": 2}, "guidance_interval: 'ab' should be a pair"),
         ({"class_label": 11}, "class_label: class 11 is not one of the ids 0 to 9"),
         ({"class_label": "seven"}, "class_label: no class is named 'seven'"),
         ({"model": "nowhere/at/all"}, "nowhere/at/all: no such folder"),

@@ -18,7 +18,6 @@ from PIL import Image
 
 from ddpm_hf.build import build_denoiser
 from ddpm_hf.cli import main
-from ddpm_hf.cli.evaluate import DEFAULT_METRICS, METRICS
 from ddpm_hf.config import dump_recipe, load_recipe
 from ddpm_hf.config.sections import Evaluate
 from ddpm_hf.data.prepare import prepare
@@ -28,6 +27,7 @@ from ddpm_hf.evaluation import metrics
 from ddpm_hf.evaluation.extractors import classifier
 from ddpm_hf.export import save_pipeline
 from ddpm_hf.loading import load_pipeline
+from ddpm_hf.metric_names import DEFAULT_METRICS, METRICS
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.sampling import Sampling, draw_images
 from tests.conftest import write_autoencoder

@@ -6,17 +6,8 @@ from typing import Any
 
 from ddpm_hf.cli.parser import positive
 from ddpm_hf.cli.sampling import add_sampling
+from ddpm_hf.metric_names import DEFAULT_METRICS, METRICS
 
-METRICS = (
-    "frechet",
-    "kernel",
-    "score",
-    "precision_recall",
-    "density_coverage",
-    "class_agreement",
-    "bits_per_dimension",
-    "validation_loss",
-)
 _ALSO_CALLED = {
     "fid": "frechet",
     "kid": "kernel",
@@ -29,7 +20,6 @@ _ALSO_CALLED = {
     "prdc": "density_coverage",
     "nll": "bits_per_dimension",
 }
-DEFAULT_METRICS = ("frechet", "kernel", "precision_recall", "density_coverage")
 
 
 def add(commands: Any) -> None:

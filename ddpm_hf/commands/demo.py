@@ -4,7 +4,7 @@ import argparse
 
 from ddpm_hf.app.request import Limits
 from ddpm_hf.app.server import serve
-from ddpm_hf.commands.shared import device_of
+from ddpm_hf.devices import device_of
 
 
 def demo(options: argparse.Namespace) -> None:

@@ -4,9 +4,9 @@ import argparse
 
 from ddpm_hf.autoencoder.pretrained import load_codec
 from ddpm_hf.codec import PixelCodec
-from ddpm_hf.commands.shared import default_device
 from ddpm_hf.config import AnyRecipe, Recipe
 from ddpm_hf.data.preview import preview
+from ddpm_hf.devices import default_device
 from ddpm_hf.training.examples import prepare_examples
 
 

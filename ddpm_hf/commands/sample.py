@@ -1,19 +1,16 @@
 """`ddpm-hf sample`."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from ddpm_hf.commands.shared import autocast_of, checked, device_of, sampling_of
+from ddpm_hf.commands.shared import sampling_of
+from ddpm_hf.devices import autocast_of, device_of
 from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.pictures import columns_for, grid, to_pil
-from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
-from ddpm_hf.sampling import Sampling, draw_images, draw_strip, labels_of, passes
+from ddpm_hf.sampling import checked, draw, labels_of
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -37,30 +34,6 @@ def sample(options: argparse.Namespace) -> None:
         Path(options.strip).parent.mkdir(parents=True, exist_ok=True)
         grid(strip.reshape(rows * columns, *shape), columns).save(options.strip)
         print(f"the denoising film strip in {options.strip}")
-
-
-def draw(
-    pipe: ImageGenerationPipeline,
-    seeds: Sequence[int],
-    batch_size: int,
-    sampling: Sampling,
-    strip_seeds: Sequence[int] = (),
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images, uint8 (N, C, H, W), and the film strip of `strip_seeds`, under one progress bar."""
-    forward_passes, strip = passes(pipe, sampling), None
-    with tqdm(
-        total=(len(seeds) + len(strip_seeds)) * forward_passes,
-        unit="image step",
-        desc=f"{len(seeds)} images, {forward_passes} steps",
-        dynamic_ncols=True,
-    ) as bar:
-        try:
-            images = draw_images(pipe, seeds, batch_size, sampling, progress=bar.update)
-            if strip_seeds:
-                strip = draw_strip(pipe, strip_seeds, sampling, progress=bar.update)
-        except torch.OutOfMemoryError:
-            raise UserError(f"out of memory on {pipe.device}: lower --batch_size, {batch_size}") from None
-    return images, strip
 
 
 def _name(seed: int) -> str:

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from ddpm_hf.commands.shared import default_device
 from ddpm_hf.config import dump_recipe
+from ddpm_hf.devices import default_device
 from ddpm_hf.errors import UserError
 from ddpm_hf.evaluation import plots
 from ddpm_hf.evaluation.metrics import label

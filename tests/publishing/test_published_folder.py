@@ -1,6 +1,5 @@
 """What a published folder holds, for each kind of model: pictures, card, recipe, records, and nothing of this machine."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from ddpm_hf.cli import main
@@ -159,62 +158,6 @@ def test_the_cards_metadata_is_what_the_hub_reads(published, kind):
         assert "The null class has the id 10, the number of classes" in text
 
 
-def test_results_are_of_these_weights_and_named_by_their_network(published):
-    folder, run = published["guided"]
-    card = ModelCard.load(folder / "README.md")
-    results = card.data.eval_results
-    assert {result.metric_type for result in results} == {
-        "frechet_distance_quarters", "precision_quarters", "recall_quarters"
-    }  # fmt: skip
-    (record,) = run.measured().values()  # the other is of an earlier step
-    assert len(run.records) == 2
-    for result in results:
-        assert isinstance(result, EvalResult)
-        assert result.metric_args == {"num_images": 40, "reference_images": record["reference"]["num_images"],
-            "extractor": "quarters", "sampler": "ddim", "steps": 2, "guidance_scale": 2.0}  # fmt: skip
-        assert result.dataset_type == "digits"
-        assert result.dataset_split == "train"
-    by_name = {result.metric_name: result.metric_value for result in results}
-    assert by_name["Fréchet distance (quarters)"] == record["metrics"]["frechet_distance_quarters"]
-    assert "FID" not in str(card.data.to_dict())
-    text = card.text
-    assert f"| Fréchet distance (quarters) ↓ | {record['metrics']['frechet_distance_quarters']:.4g} |" in text
-    assert (
-        "40 images, ddim in 2 steps, guidance scale 2, seeds 0 to 39, against 1,797 of digits (train), by 12 features"
-        in text
-    )
-    assert "are no FID" in text
-    for name in run.records:
-        assert json.loads((folder / "evaluations" / name).read_text())["model"] == "guided"
-
-
-def test_inceptions_distance_alone_is_called_fid(trained):
-    from ddpm_hf.publishing.results import metric_name
-
-    inception, others = {"extractor": {"name": "inception"}}, {"extractor": {"name": "dinov2"}}
-    assert metric_name("fid", inception) == "FID"
-    assert metric_name("kid", inception) == "KID"
-    assert metric_name("frechet_distance_dinov2", others) == "Fréchet distance (dinov2)"
-    assert metric_name("precision", others) == "precision (dinov2)"
-    assert metric_name("bits_per_dimension", {"extractor": None}) == "bits per dimension"
-
-
-@pytest.mark.parametrize(
-    ("license", "shown"),
-    [
-        ("Apache-2.0", {"license": "apache-2.0"}),
-        ("openrail++", {"license": "openrail++"}),
-        ("Our Own, v2", {"license": "other", "license_name": "our-own-v2"}),
-        ("other", {"license": "other"}),
-        (None, {}),
-    ],
-)
-def test_a_license_is_one_that_the_hub_knows_or_another_by_name(trained, license, shown):
-    run = read_run(trained[0]["stock"])
-    data = Card(run, snippets(run, "x"), license=license).data().to_dict()
-    assert {key: value for key, value in data.items() if key.startswith("license")} == shown
-
-
 # ---- whose folder it is
 
 
@@ -300,3 +243,9 @@ def test_what_is_of_a_repository_needs_one(trained, option, capsys):
     with pytest.raises(SystemExit):
         main(["publish", str(trained[0]["stock"]), *option])
     assert f"{option[0]}: is of a repository; name one with --push OWNER/NAME" in capsys.readouterr().err
+
+
+def test_a_space_of_a_branch_is_refused(trained, capsys):
+    with pytest.raises(SystemExit):
+        main(["publish", str(trained[0]["stock"]), "--push", "ada/digits", "--revision", "trial", "--space"])
+    assert "--space: its demo loads the main branch; leave --revision out" in capsys.readouterr().err
