@@ -8,17 +8,18 @@ import gradio as gr
 
 from ddpm_hf.app import stage
 from ddpm_hf.app.controls import Controls, count_and_seed
-from ddpm_hf.app.draw_tab import AT_ONCE, PRIVATE, STOPPED, gallery, now, shown
+from ddpm_hf.app.draw_tab import AT_ONCE, FAILED, PRIVATE, STOPPED, gallery, now, shown
 from ddpm_hf.app.drawing import Progress, Stopped
 from ddpm_hf.app.errors import one_line, told
-from ddpm_hf.app.files import Side, described, save_all, save_pictures
+from ddpm_hf.app.files import Side, described, save_all, save_pictures, writing
 from ddpm_hf.app.link import link_box
 from ddpm_hf.app.request import OF_SETTINGS, Request, check_comparison, default_count, to_query
-from ddpm_hf.app.visits import Rooms
+from ddpm_hf.app.visits import Rooms, before_you
 from ddpm_hf.errors import UserError
 
 EMPTY = "Nothing compared yet. Press Compare: A and B draw the same seeds, each in its own way."
 COLUMNS = 4
+TAB = "compare"
 
 
 class CompareTab:
@@ -29,7 +30,7 @@ class CompareTab:
         first = next(iter(rooms.models.values()))
         with gr.Row(equal_height=True):
             self.count, self.seed = count_and_seed(rooms.limits, min(12, default_count(first, rooms.limits)), "compare")
-        self.controls, self.stages, self.galleries = [], [], []
+        self.controls, self.heads, self.stages, self.galleries = [], [], [], []
         with gr.Row(elem_classes="sides", equal_height=False):
             for letter in "AB":
                 with gr.Column(min_width=280, elem_classes="settings"):
@@ -40,35 +41,38 @@ class CompareTab:
         with gr.Row():
             self.go = gr.Button("Compare", variant="primary", elem_id="compare-go")
             self.halt = gr.Button("Stop", variant="stop", visible=False, elem_id="compare-stop")
+        self.told = gr.HTML(elem_id="compare-told", elem_classes="told")
         self.note = gr.HTML(stage.empty(EMPTY), elem_id="compare-note")
         with gr.Row(equal_height=False, visible=False, elem_classes="pair") as self.pair:
             for letter in "AB":
                 with gr.Column(min_width=120):
+                    self.heads.append(gr.HTML(elem_id=f"compare-head-{letter.lower()}"))
                     self.stages.append(gr.HTML(elem_id=f"compare-stage-{letter.lower()}"))
                     self.galleries.append(gallery(f"compare-gallery-{letter.lower()}"))
         with gr.Row(visible=False, elem_id="compare-takings") as self.takings:
             self.page = gr.DownloadButton("Both on a page (PNG)", size="md", elem_id="compare-grid")
             self.archive = gr.DownloadButton("All, with settings (zip)", size="md", elem_id="compare-zip")
         self.link, self.query = link_box("compare")
-        self.stopped = gr.State(False)
         self._events()
 
     def _events(self) -> None:
         inputs = [self.count, self.seed, *self.controls[0].inputs, *self.controls[1].inputs]
-        busy = [self.note, self.pair, *self.stages, *self.galleries, self.takings, self.go, self.halt, self.stopped]
+        both = [*self.heads, *self.stages, *self.galleries]
+        busy = [self.told, self.note, self.pair, *both, self.takings, self.go, self.halt, self.link, self.query]
         prepared = gr.on([self.go.click, self.seed.submit], self._prepare, inputs, busy, **AT_ONCE)
+        prepared.success(None, None, None, js=stage.IN_SIGHT.format("compare-head-a"), api_visibility="private")
         comparing = prepared.success(
             self._compare,
             inputs,
-            [*busy, self.page, self.archive, self.link, self.query],
+            [*busy, self.page, self.archive],
             api_name="compare",
             preprocess=False,
             show_progress="hidden",
             concurrency_id="drawing",
         )
-        over = [self.note, self.pair, self.go, self.halt]
-        comparing.failure(self._fail, self.stopped, over, **PRIVATE)
-        self.halt.click(self._stop, None, [*over, self.stopped], cancels=[comparing], **PRIVATE)
+        over = [self.told, self.note, self.pair, self.go, self.halt]
+        comparing.failure(self._fail, None, over, **PRIVATE)
+        self.halt.click(self._stop, None, over, cancels=[comparing], **PRIVATE)
 
     @property
     def restored(self) -> list[Any]:
@@ -86,22 +90,28 @@ class CompareTab:
             sides = [dict(zip(OF_SETTINGS, side, strict=True)) for side in (given[:fields], given[fields:])]
             return check_comparison({"count": count, "seed": seed}, sides, self.rooms.models, self.rooms.limits)
 
-    def _prepare(self, *given: Any) -> dict:
+    def _prepare(self, *given: Any, request: gr.Request) -> dict:
         """What the page shows at once, though others may be before."""
         wanted = self._wanted(*given)
-        waiting = [
-            now(stage.waiting(text, wanted.count, min(COLUMNS, wanted.count)))
-            for text in ("A: waiting for a free place", "B: after A")
-        ]
+        with told():
+            if self.rooms.visits.is_drawing(request.session_hash, TAB):
+                raise UserError("something is being drawn; wait for it, or stop it first")
+        self.rooms.visits.was_stopped(request.session_hash, TAB)  # an earlier one
+        words = before_you(self.rooms.visits.ahead())
+        sheet = stage.Sheet(wanted.count, min(COLUMNS, wanted.count)).html()
         return {
+            self.told: now(stage.told(words)),
             self.note: gr.update(visible=False),
             self.pair: gr.update(visible=True),
-            **dict(zip(self.stages, waiting, strict=True)),
+            self.heads[0]: now(stage.waiting(f"A: {words[:1].lower()}{words[1:]}")),
+            self.heads[1]: now(stage.waiting("B: after A")),
+            **{box: now(sheet) for box in self.stages},
             **{gallery: gr.update(value=None, visible=False) for gallery in self.galleries},
             self.takings: gr.update(visible=False),
             self.go: gr.update(interactive=False),
             self.halt: gr.update(visible=True),
-            self.stopped: False,
+            self.link: gr.update(visible=False),
+            self.query: now(""),
         }
 
     def _compare(
@@ -129,33 +139,41 @@ class CompareTab:
         b = (model2, class_label2, sampler2, steps2, guidance2, low2, high2)
         wanted = self._wanted(count, seed, *a, *b)
         columns = min(COLUMNS, wanted.count)
-        idle = {self.go: gr.update(interactive=True), self.halt: gr.update(visible=False)}
-        with rooms.visits.drawing(request.session_hash) as stop:
-            yield {self.stages[0]: now(stage.waiting("Starting", wanted.count, columns))}
+        differences = [described(settings) for settings in wanted.settings]
+        with rooms.visits.drawing(request.session_hash, TAB) as stop:
+            yield {self.told: now(stage.told("Drawing A")), self.heads[0]: now(stage.waiting("Starting"))}
             place, drawn, pictures = rooms.shelf.place(), [], []
             try:
                 for i, settings in enumerate(wanted.settings):
-                    drawing, began, seen = rooms.models[settings.model], time.monotonic(), None
+                    drawing, began = rooms.models[settings.model], time.monotonic()
+                    sheet = stage.Sheet(wanted.count, columns)
                     for news in rooms.studio.draw(drawing, settings, wanted.seeds, stop):
                         if isinstance(news, Progress):
-                            seen = news.images if news.images is not None else seen
-                            yield {self.stages[i]: now(stage.drawing(news, began, seen, wanted.count, columns))}
+                            update = {self.heads[i]: now(stage.drawing(news, began))}
+                            if news.images is not None:
+                                update[self.stages[i]] = now(sheet.html(news))
+                            yield update
                     took = time.monotonic() - began
                     side = Side(drawing, settings, wanted.seeds, news)
                     drawn.append(side)
-                    pictures.append(save_pictures(side, place, f"{'ab'[i]}_"))
+                    with writing():
+                        pictures.append(save_pictures(side, place, f"{'ab'[i]}_"))
                     yield {
-                        self.stages[i]: now(stage.done(f"{'AB'[i]}: {described(settings)} · {took:.1f} s")),
+                        self.told: now(stage.told("Drawing B" if i == 0 else "Both are drawn")),
+                        self.heads[i]: now(""),
+                        self.stages[i]: now(stage.done(f"{'AB'[i]}: {differences[i]} · {took:.1f} s")),
                         self.galleries[i]: shown(pictures[i], side, columns),
                     }
+                with writing():
+                    page, archive = save_all(wanted, drawn, place)
             except Stopped:
-                yield self._over(STOPPED)
+                yield self._over(stop.why)
                 return
             except UserError as error:
                 raise one_line(error) from None
-            page, archive = save_all(wanted, drawn, place)
         yield {
-            **idle,
+            self.go: gr.update(interactive=True),
+            self.halt: gr.update(visible=False),
             # once more, for programs that look at the last answer
             **{
                 box: shown(some, side, columns) for box, some, side in zip(self.galleries, pictures, drawn, strict=True)
@@ -168,14 +186,15 @@ class CompareTab:
         }
 
     def _stop(self, request: gr.Request) -> dict:
-        self.rooms.visits.stop(request.session_hash)
-        return self._over(STOPPED) | {self.stopped: True}
+        self.rooms.visits.stop(request.session_hash, TAB)
+        return self._over(STOPPED)
 
-    def _fail(self, stopped: bool) -> dict:
-        return self._over(STOPPED if stopped else EMPTY)
+    def _fail(self, request: gr.Request) -> dict:
+        return self._over(STOPPED if self.rooms.visits.was_stopped(request.session_hash, TAB) else FAILED)
 
     def _over(self, text: str) -> dict:
         return {
+            self.told: now(stage.told(text)),
             self.note: gr.update(value=stage.empty(text), visible=True),
             self.pair: gr.update(visible=False),
             self.go: gr.update(interactive=True),

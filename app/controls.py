@@ -31,9 +31,9 @@ class Controls:
     """One set of controls; `inputs` are its components in the order of `OF_SETTINGS`."""
 
     def __init__(
-        self, models: Mapping[str, Model], limits: Limits, name: str, below_model: Callable[[], None] = lambda: None
+        self, models: Mapping[str, Model], limits: Limits, name: str, below_class: Callable[[], None] = lambda: None
     ) -> None:
-        """Builds them where it is called. `name` begins their ids on the page; `below_model` builds what stands there."""
+        """Builds them where it is called. `name` begins their ids on the page; `below_class` builds what stands there."""
         self.models, self.limits = models, limits
         first = next(iter(models.values()))
         self.model = gr.Dropdown(
@@ -44,8 +44,8 @@ class Controls:
             filterable=False,
             elem_id=f"{name}-model",
         )
-        below_model()
         self.class_label = gr.Dropdown(label="Class", elem_id=f"{name}-class", **self._classes(first))
+        below_class()
         conditional = first.num_classes is not None
         self.guidance = gr.Slider(
             1,
@@ -139,8 +139,10 @@ class Controls:
         if model.num_classes is None:
             return {"choices": [], "value": None, "visible": False}
         choices = [("One of each, in turn", EACH), ("Any: none in particular", ANY)]
+        if model.num_classes > self.limits.max_images:  # there is no room for one of each
+            choices = choices[1:]
         choices += [(model.class_name(label), str(label)) for label in range(model.num_classes)]
-        return {"choices": choices, "value": EACH, "visible": True}
+        return {"choices": choices, "value": choices[0][1], "visible": True}
 
     def _steps(self, model: Model) -> dict[str, Any]:
         return {"maximum": self.limits.steps(model), "value": default_settings(model, self.limits).steps}

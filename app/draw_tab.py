@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl
 
 import gradio as gr
 
@@ -10,13 +11,15 @@ from ddpm_hf.app import stage
 from ddpm_hf.app.controls import Controls, count_and_seed
 from ddpm_hf.app.drawing import Progress, Stopped
 from ddpm_hf.app.errors import one_line, told
-from ddpm_hf.app.files import TALL, Side, save_all, save_pictures, save_strip
+from ddpm_hf.app.files import TALL, Side, save_all, save_pictures, save_strip, writing
 from ddpm_hf.app.link import link_box
-from ddpm_hf.app.request import EACH, OF_SETTINGS, Request, check_request, default_count, to_query
-from ddpm_hf.app.visits import Rooms
+from ddpm_hf.app.request import EACH, OF_SETTINGS, Request, check_request, default_count, from_query, to_query
+from ddpm_hf.app.visits import Rooms, before_you
 from ddpm_hf.errors import UserError
 
 EMPTY = "Nothing drawn yet. Press Draw: the pictures appear here while they come out of noise."
+TAB = "draw"
+FAILED = "Nothing was drawn."
 STOPPED = "Stopped. Nothing of it was kept."
 PRIVATE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 # through the queue, where mistakes are told on the page, but waiting for nobody
@@ -66,6 +69,8 @@ class DrawTab:
                 with gr.Row():
                     self.go = gr.Button("Draw", variant="primary", elem_id="draw-go")
                     self.halt = gr.Button("Stop", variant="stop", visible=False, elem_id="draw-stop")
+                self.told = gr.HTML(elem_id="draw-told", elem_classes="told")
+                self.head = gr.HTML(visible=False, elem_id="draw-head")
                 self.stage = gr.HTML(stage.empty(EMPTY), elem_id="draw-stage")
                 self.gallery = gallery("draw-gallery")
                 with gr.Row(visible=False, elem_id="draw-takings") as self.takings:
@@ -74,6 +79,7 @@ class DrawTab:
                 self.ask_strip = gr.Button(visible=False, size="md", elem_id="draw-ask-strip")
                 self.strip_stage = gr.HTML(visible=False, elem_id="draw-strip-stage")
                 with gr.Column(visible=False, elem_id="draw-strip") as self.strip:
+                    self.strip_title = gr.HTML(elem_id="draw-strip-title")
                     self.strip_picture = gr.Image(
                         show_label=False,
                         container=False,
@@ -84,9 +90,8 @@ class DrawTab:
                     )
                     self.strip_file = gr.DownloadButton("Strip (PNG)", size="md")
                 self.link, self.query = link_box("draw")
-        self.drawn = gr.State(None)  # the request of the pictures shown
-        self.chosen = gr.State(None)  # one of them
-        self.stopped = gr.State(False)  # so that it is not told as a failure, which it is to Gradio
+        # all that is remembered of what is shown is on the page itself: `query`, and which was chosen
+        self.chosen = gr.Number(visible="hidden")
         self._events()
 
     def _count_and_seed(self) -> None:
@@ -96,35 +101,41 @@ class DrawTab:
     def _events(self) -> None:
         inputs = [self.count, self.seed, *self.controls.inputs]
         busy = [
+            self.told,
+            self.head,
             self.stage,
             self.gallery,
             self.takings,
             self.go,
             self.halt,
-            self.drawn,
-            self.stopped,
+            self.link,
+            self.query,
             self.ask_strip,
             self.strip,
         ]
         queued = {"preprocess": False, "show_progress": "hidden", "concurrency_id": "drawing"}
         prepared = gr.on([self.go.click, self.seed.submit], self._prepare, inputs, busy, **AT_ONCE)
-        drawing = prepared.success(
-            self._draw, inputs, [*busy, self.grid, self.archive, self.link, self.query], api_name="draw", **queued
-        )
-        drawing.failure(self._fail, self.stopped, [self.stage, self.go, self.halt], **PRIVATE)
+        prepared.success(None, None, None, js=stage.IN_SIGHT.format("draw-head"), api_visibility="private")
+        drawing = prepared.success(self._draw, inputs, [*busy, self.grid, self.archive], api_name="draw", **queued)
+        drawing.failure(self._fail, None, [self.told, self.head, self.stage, self.go, self.halt], **PRIVATE)
+        around = [self.told, self.strip_stage, self.ask_strip, self.go, self.halt]
         asking = self.ask_strip.click(
             self._draw_strip,
-            [self.drawn, self.chosen],
-            [self.strip_stage, self.strip, self.strip_picture, self.strip_file, self.ask_strip, self.halt],
+            [self.query, self.chosen],
+            [*around, self.strip, self.strip_title, self.strip_picture, self.strip_file],
             api_visibility="private",
             **queued,
         )
-        self.gallery.select(self._choose, self.drawn, [self.chosen, self.ask_strip, self.strip], **PRIVATE)
+        asking.failure(self._strip_over, None, around, **PRIVATE)
+        self.gallery.select(
+            self._choose, self.query, [self.chosen, self.ask_strip, self.strip], preprocess=False, **PRIVATE
+        )
         self.halt.click(
             self._stop,
-            self.drawn,
-            [self.stage, self.strip_stage, self.go, self.halt, self.ask_strip, self.stopped],
+            self.query,
+            [self.told, self.head, self.stage, self.strip_stage, self.go, self.halt, self.ask_strip],
             cancels=[drawing, asking],
+            preprocess=False,
             **PRIVATE,
         )
 
@@ -148,24 +159,43 @@ class DrawTab:
         in_turn = self.rooms.models[settings.model].num_classes if settings.class_label == EACH else None
         return wanted, stage.columns_for_page(wanted.count, in_turn)
 
-    def _prepare(self, *given: Any) -> dict:
+    def _drawn(self, query: Any) -> Request | None:
+        """The request of the pictures shown, from their link's query, as any visitor may have written it."""
+        if not isinstance(query, str) or not query:
+            return None
+        wanted, wrong = from_query(dict(parse_qsl(query.removeprefix("?"))), self.rooms.models, self.rooms.limits)
+        return None if wrong or len(wanted.settings) != 1 else wanted
+
+    def _prepare(self, *given: Any, request: gr.Request) -> dict:
         """What the page shows at once, though others may be before."""
         wanted, columns = self._wanted(*given)
+        with told():
+            if self.rooms.visits.is_drawing(request.session_hash, TAB):
+                raise UserError("something is being drawn; wait for it, or stop it first")
+        self.rooms.visits.was_stopped(request.session_hash, TAB)  # an earlier one
+        words = before_you(self.rooms.visits.ahead())
         return {
-            self.stage: now(stage.waiting("Waiting for a free place", wanted.count, columns)),
+            self.told: now(stage.told(words)),
+            self.head: gr.update(value=stage.waiting(words), visible=True),
+            self.stage: now(stage.Sheet(wanted.count, columns).html()),
             self.gallery: gr.update(value=None, visible=False),
             self.takings: gr.update(visible=False),
             self.go: gr.update(interactive=False),
             self.halt: gr.update(visible=True),
-            self.drawn: None,
-            self.stopped: False,
+            self.link: gr.update(visible=False),
+            self.query: now(""),
             self.ask_strip: gr.update(visible=False),
             self.strip: gr.update(visible=False),
         }
 
-    def _fail(self, stopped: bool) -> dict:
+    def _fail(self, request: gr.Request) -> dict:
+        return self._over(STOPPED if self.rooms.visits.was_stopped(request.session_hash, TAB) else FAILED)
+
+    def _over(self, text: str) -> dict:
         return {
-            self.stage: now(stage.empty(STOPPED if stopped else EMPTY)),
+            self.told: now(stage.told(text)),
+            self.head: gr.update(value="", visible=False),
+            self.stage: now(stage.empty(text)),
             self.go: gr.update(interactive=True),
             self.halt: gr.update(visible=False),
         }
@@ -187,88 +217,101 @@ class DrawTab:
         wanted, columns = self._wanted(count, seed, model, class_label, sampler, steps, guidance, low, high)
         settings = wanted.settings[0]
         drawing = rooms.models[settings.model]
-        idle = {self.go: gr.update(interactive=True), self.halt: gr.update(visible=False)}
-        with rooms.visits.drawing(request.session_hash) as stop:
-            yield {self.stage: now(stage.waiting("Starting", wanted.count, columns))}
-            began, seen = time.monotonic(), None
+        sheet = stage.Sheet(wanted.count, columns)
+        with rooms.visits.drawing(request.session_hash, TAB) as stop:
+            yield {
+                self.told: now(stage.told("Drawing")),
+                self.head: gr.update(value=stage.waiting("Starting"), visible=True),
+            }
+            began = time.monotonic()
             try:
                 for news in rooms.studio.draw(drawing, settings, wanted.seeds, stop):
                     if isinstance(news, Progress):
-                        seen = news.images if news.images is not None else seen
-                        yield {self.stage: now(stage.drawing(news, began, seen, wanted.count, columns))}
+                        update = {self.head: now(stage.drawing(news, began))}
+                        if news.images is not None:
+                            update[self.stage] = now(sheet.html(news))
+                        yield update
+                took = time.monotonic() - began
+                side, place = Side(drawing, settings, wanted.seeds, news), rooms.shelf.place()
+                with writing():
+                    page, archive = save_all(wanted, [side], place)
+                    files = save_pictures(side, place)
             except Stopped:
-                yield idle | {self.stage: now(stage.empty(STOPPED))}
+                yield self._over(stop.why)
                 return
             except UserError as error:
                 raise one_line(error) from None
-            took = time.monotonic() - began
-            side, place = Side(drawing, settings, wanted.seeds, news), rooms.shelf.place()
-            page, archive = save_all(wanted, [side], place)
-        yield idle | {
-            self.stage: now(stage.done(f"{stage.pictures(wanted.count)} in {took:.1f} s. Choose one to see it large.")),
-            self.gallery: shown(save_pictures(side, place), side, columns),
+        words = f"{stage.pictures(wanted.count)} in {took:.1f} s. Choose one to see it large."
+        yield self._over("") | {
+            self.told: now(stage.told(words)),
+            self.stage: now(stage.done(words)),
+            self.gallery: shown(files, side, columns),
             self.takings: gr.update(visible=True),
             self.grid: now(page),
             self.archive: now(archive),
             self.link: gr.update(visible=True),
             self.query: now(to_query(wanted)),
-            self.drawn: wanted,
         }
 
-    def _choose(self, drawn: Request | None, event: gr.SelectData) -> dict:
-        index = event.index if isinstance(event.index, int) else -1
-        if drawn is None or not 0 <= index < drawn.count:
+    def _choose(self, query: Any, event: gr.SelectData) -> dict:
+        drawn, index = self._drawn(query), event.index
+        if drawn is None or not isinstance(index, int) or not 0 <= index < drawn.count:
             return {self.ask_strip: gr.update(visible=False)}
         return {
-            self.chosen: index,
+            self.chosen: now(index),
             self.ask_strip: gr.update(visible=True, value=f"Show how seed {drawn.seeds[index]} came out of noise"),
             self.strip: gr.update(visible=False),
         }
 
-    def _draw_strip(self, drawn: Request | None, index: int | None, request: gr.Request) -> Iterator[dict]:
+    def _draw_strip(self, query: Any, index: Any, request: gr.Request) -> Iterator[dict]:
+        drawn, visits = self._drawn(query), self.rooms.visits
         with told():
-            if drawn is None or index is None:
+            if drawn is None or not isinstance(index, int) or not 0 <= index < drawn.count:
                 raise UserError("draw some pictures first, then choose one")
-        settings, model = drawn.settings[0], self.rooms.models[drawn.settings[0].model]
-        with self.rooms.visits.drawing(request.session_hash) as stop:
+            if visits.is_drawing(request.session_hash, TAB):
+                raise UserError("something is being drawn; wait for it, or stop it first")
+        settings, model, seed = drawn.settings[0], self.rooms.models[drawn.settings[0].model], drawn.seeds[index]
+        with visits.drawing(request.session_hash, TAB) as stop:
             yield {
-                self.strip_stage: gr.update(value=stage.waiting("Waiting for a free place", 0, 1), visible=True),
+                self.told: now(stage.told(f"Drawing seed {seed} again")),
+                self.strip_stage: gr.update(value=stage.waiting("Starting"), visible=True),
                 self.strip: gr.update(visible=False),
                 self.ask_strip: gr.update(interactive=False),
+                self.go: gr.update(interactive=False),
                 self.halt: gr.update(visible=True),
-            }
-            idle = {
-                self.strip_stage: gr.update(value="", visible=False),
-                self.ask_strip: gr.update(interactive=True),
-                self.halt: gr.update(visible=False),
             }
             began = time.monotonic()
             try:
-                for news in self.rooms.studio.strip(model, settings, drawn.seeds[index], stop):
+                for news in self.rooms.studio.strip(model, settings, seed, stop):
                     if isinstance(news, Progress):
-                        yield {self.strip_stage: now(stage.drawing(news, began, None, 0, 1))}
+                        yield {self.strip_stage: now(stage.drawing(news, began))}
+                with writing():
+                    file = save_strip(news, self.rooms.shelf.place())
             except Stopped:
-                yield idle
+                yield self._strip_over()
                 return
             except UserError as error:
-                yield idle
                 raise one_line(error) from None
-            file = save_strip(news, self.rooms.shelf.place())
-            yield idle | {
-                self.strip: gr.update(visible=True),
-                self.strip_picture: now(file),
-                self.strip_file: now(file),
-            }
+        words = f"Seed {seed}, from noise to the picture"
+        yield self._strip_over() | {
+            self.told: now(stage.told(words)),
+            self.strip: gr.update(visible=True),
+            self.strip_title: now(stage.done(words)),
+            self.strip_picture: gr.update(value=file, alt_text=f"{words}, in {len(news)} states"),
+            self.strip_file: now(file),
+        }
 
-    def _stop(self, drawn: Request | None, request: gr.Request) -> dict:
-        self.rooms.visits.stop(request.session_hash)
+    def _strip_over(self) -> dict:
         return {
-            self.stopped: True,
-            self.stage: now(stage.empty(STOPPED))
-            if drawn is None
-            else gr.skip(),  # else it was a strip that was stopped
+            self.told: now(""),
+            self.strip_stage: gr.update(value="", visible=False),
+            self.ask_strip: gr.update(interactive=True),
             self.go: gr.update(interactive=True),
             self.halt: gr.update(visible=False),
-            self.ask_strip: gr.update(interactive=True),
-            self.strip_stage: gr.update(value="", visible=False),
         }
+
+    def _stop(self, query: Any, request: gr.Request) -> dict:
+        self.rooms.visits.stop(request.session_hash, TAB)
+        if self._drawn(query) is not None:  # it was a strip
+            return self._strip_over()
+        return self._over(STOPPED)

@@ -27,6 +27,7 @@ TALL = 256  # pixels: less tall pictures are shown and saved enlarged, pixel for
 KEPT = 3600  # seconds that files stay
 LARGEST = 2 * 2**30  # bytes of all files; beyond, the oldest go
 CARDS = "cards"
+GAP = 4  # pixels between the states of a strip
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,13 @@ def save_all(request: Request, sides: list[Side], place: Path) -> tuple[str, str
 
 
 def save_strip(states: np.ndarray, place: Path) -> str:
-    """The states of one picture, uint8 (columns, C, H, W), side by side."""
-    grid(enlarged(states, TALL // 2), len(states)).save(place / "strip.png")
+    """The states of one picture, uint8 (columns, C, H, W), four to a row, which a phone's window takes."""
+    pictures = [to_pil(image) for image in enlarged(states, TALL // 2)]
+    width, height = pictures[0].size
+    sheet = Image.new("RGBA", (4 * (width + GAP) - GAP, math.ceil(len(pictures) / 4) * (height + GAP) - GAP))
+    for i, picture in enumerate(pictures):  # between them nothing, in the light and in the dark
+        sheet.paste(picture, (i % 4 * (width + GAP), i // 4 * (height + GAP)))
+    sheet.save(place / "strip.png")
     return str(place / "strip.png")
 
 

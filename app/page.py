@@ -14,6 +14,10 @@ from ddpm_hf.app.models import Failure, Model
 from ddpm_hf.app.request import OF_SETTINGS, from_query
 from ddpm_hf.app.visits import Rooms
 
+# what is told stays the same element, so that screen readers notice its change
+_ANNOUNCE = """() => document.querySelectorAll(".told").forEach(place => {
+    place.setAttribute("role", "status"); place.setAttribute("aria-live", "polite"); })"""
+
 
 def build_page(rooms: Rooms, failures: Sequence[Failure]) -> gr.Blocks:
     models, limits = rooms.models, rooms.limits
@@ -55,6 +59,7 @@ def build_page(rooms: Rooms, failures: Sequence[Failure]) -> gr.Blocks:
 
         private: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         page.load(restore, None, [notice, tabs, *draw.restored, *compare.restored], **private)
+        page.load(None, None, None, js=_ANNOUNCE, api_visibility="private")
         page.unload(leave)
     return page
 

@@ -91,7 +91,7 @@ def default_settings(model: Model, limits: Limits) -> Settings:
     conditional = model.num_classes is not None
     return Settings(
         model.name,
-        EACH if conditional else None,
+        (EACH if model.num_classes <= limits.max_images else ANY) if conditional else None,
         "dpmsolver++",
         min(25, limits.steps(model)),
         2.0 if conditional else 1.0,
@@ -112,6 +112,9 @@ def check_settings(values: Mapping[str, Any], models: Mapping[str, Model], limit
     if values["sampler"] not in list(SAMPLERS):
         raise UserError(f"sampler: {_shown(values['sampler'])} is none of {', '.join(SAMPLERS)}")
     steps = _whole("steps", values["steps"], 1, limits.steps(model))
+    if values["sampler"] == "heun" and 2 * steps - 1 > limits.max_steps:
+        most = (limits.max_steps + 1) // 2
+        raise UserError(f"steps: {steps} of heun, of two passes each, are too many; at most {most}")
     if label is None:  # a model without classes has nothing to guide towards; its page shows no such controls
         return Settings(model.name, None, values["sampler"], steps)
     guidance = _number("guidance", values["guidance"], 1, LARGEST_GUIDANCE)
@@ -202,7 +205,9 @@ def to_query(request: Request) -> str:
         for field in OF_SETTINGS:
             if field not in plain or given[field] != plain[field]:
                 value = given[field]
-                pairs[_AS_LINKED.get(field, field) + suffix] = f"{value:g}" if isinstance(value, float) else value
+                pairs[_AS_LINKED.get(field, field) + suffix] = (
+                    repr(value).removesuffix(".0") if isinstance(value, float) else value
+                )
     return "?" + urlencode(pairs)
 
 

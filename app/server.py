@@ -53,6 +53,7 @@ class Demo:
             rooms = Rooms(loaded, limits, Studio(concurrency, batch_size), Shelf(Path(self._folder.name)), Visits())
             page = build_page(rooms, failures)
             page.queue(max_size=queue_size, default_concurrency_limit=concurrency, api_open=False)
+            rooms.visits.queue = page._queue
             gate = Middleware(Gate, visits=rooms.visits, queue=page._queue, queue_size=queue_size)
             _, self.url, _ = page.launch(
                 server_name=host,

@@ -4,7 +4,6 @@ import base64
 import io
 import math
 import time
-from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -14,7 +13,11 @@ from ddpm_hf.app.drawing import Progress
 from ddpm_hf.app.files import TALL
 from ddpm_hf.pictures import to_pil
 
+MOST_COLUMNS = 6
 SIDE = 160  # pixels: no preview is larger
+# on a phone the pictures begin below the window
+IN_SIGHT = """() => {{ const place = document.getElementById("{}");
+    if (place && place.getBoundingClientRect().top > window.innerHeight - 200) place.scrollIntoView({{block: "start"}}); }}"""
 
 
 def empty(text: str) -> str:
@@ -22,23 +25,51 @@ def empty(text: str) -> str:
 
 
 def done(text: str) -> str:
-    return f'<div class="stage done"><p role="status">{escape(text)}</p></div>'
+    return f'<div class="stage done"><p>{escape(text)}</p></div>'
 
 
-def waiting(text: str, count: int, columns: int) -> str:
-    return _stage(f'<span>{escape(text)}</span><progress aria-label="steps"></progress>', [""] * count, columns)
+def told(text: str) -> str:
+    """What a screen reader says."""
+    return f"<p>{escape(text)}</p>"
 
 
-def drawing(progress: Progress, began: float, images: np.ndarray | None, count: int, columns: int) -> str:
-    """`images`: the first of `count` pictures, uint8 (n, C, H, W), as they were seen last. `began`: of `time.monotonic`."""
+def waiting(text: str) -> str:
+    """The line above the pictures while nothing is counted yet."""
+    return _head(f'<span>{escape(text)}</span><progress aria-label="{escape(text)}"></progress>')
+
+
+def drawing(progress: Progress, began: float) -> str:
+    """The line above the pictures. `began`: of `time.monotonic`."""
+    if progress.doing == "waiting":
+        return waiting("Waiting for the last drawing to end")
+    if progress.doing == "decoding" and progress.done == progress.total:
+        return waiting("Decoding")
     left = (time.monotonic() - began) * (progress.total - progress.done) / progress.done
     share = f"{100 * progress.done / progress.total:.0f}%"
-    head = (
+    return _head(
         f"<span>{share}</span><span>{_duration(left)} left</span>"
-        f'<progress aria-label="steps" max="{progress.total}" value="{progress.done}"></progress>'
+        f'<progress aria-label="Steps" max="{progress.total}" value="{progress.done}"></progress>'
     )
-    shown = [] if images is None else [_preview(image) for image in images]
-    return _stage(head, shown + [""] * (count - len(shown)), columns)
+
+
+class Sheet:
+    """The pictures on their way. Each is encoded once, when it is new."""
+
+    def __init__(self, count: int, columns: int) -> None:
+        self._columns = columns
+        self._images: list[np.ndarray | None] = [None] * count
+        self._cells = [""] * count
+
+    def html(self, progress: Progress | None = None) -> str:
+        """With what `progress` shows: the first n of the pictures, uint8 (n, C, H, W)."""
+        if progress is not None and progress.images is not None:
+            began = time.monotonic()
+            for i, image in enumerate(progress.images):
+                if self._images[i] is None or not np.array_equal(self._images[i], image):
+                    self._images[i], self._cells[i] = image, _preview(image)
+            progress.showing_took(time.monotonic() - began)
+        sheet = "".join(f'<div class="cell">{cell}</div>' for cell in self._cells)
+        return f'<div class="stage"><div class="sheet" style="--columns: {self._columns}">{sheet}</div></div>'
 
 
 def pictures(count: int) -> str:
@@ -46,15 +77,16 @@ def pictures(count: int) -> str:
 
 
 def columns_for_page(count: int, classes_in_turn: int | None) -> int:
-    """Columns of a gallery: one a class where each has its turn, else about as many as make it wider than tall."""
-    if classes_in_turn is not None and classes_in_turn <= min(10, count):
-        return classes_in_turn
-    return max(1, min(8, count, math.ceil(math.sqrt(1.5 * count))))
+    """Columns of a gallery: those that a round of the classes fills where each has its turn, else about as many as make
+    it wider than tall."""
+    if classes_in_turn is not None and classes_in_turn <= count:
+        rows = math.ceil(classes_in_turn / MOST_COLUMNS)
+        return math.ceil(classes_in_turn / rows)  # of ten classes two rows of five
+    return max(1, min(MOST_COLUMNS, count, math.ceil(math.sqrt(1.5 * count))))
 
 
-def _stage(head: str, cells: Sequence[str], columns: int) -> str:
-    sheet = "".join(f'<div class="cell">{cell}</div>' for cell in cells)
-    return f'<div class="stage"><div class="head">{head}</div><div class="sheet" style="--columns: {columns}">{sheet}</div></div>'
+def _head(parts: str) -> str:
+    return f'<div class="stage"><div class="head">{parts}</div></div>'
 
 
 def _preview(image: np.ndarray) -> str:

@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from ddpm_hf.app.drawing import Studio
 from ddpm_hf.app.files import Shelf
@@ -13,6 +14,7 @@ from ddpm_hf.app.models import Model
 from ddpm_hf.app.request import Limits
 
 UNFOLLOWED = 20.0  # seconds that a drawing goes on though nobody reads what comes of it
+REMEMBERED = 1000  # stops that the page has not been told of
 LONGEST = 900.0  # seconds: no drawing takes longer
 
 
@@ -43,8 +45,10 @@ class Visits:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.queue: Any = None  # Gradio's, once there is one
         self._drawing: defaultdict[tuple[str, str], set[Stop]] = defaultdict(set)
         self._following: Counter[str] = Counter()
+        self._stopped: OrderedDict[tuple[str, str], None] = OrderedDict()  # whose end is not a failure
         self._seen: dict[str, float] = {}  # of sessions that draw: when they were followed last
 
     @contextmanager
@@ -73,6 +77,22 @@ class Visits:
                 if other == (session or "") and tab in (None, of_tab):
                     for stop in stops:
                         stop.set()
+            if tab is not None:
+                self._stopped[session or "", tab] = None
+                while len(self._stopped) > REMEMBERED:
+                    self._stopped.popitem(last=False)
+
+    def was_stopped(self, session: str | None, tab: str) -> bool:
+        """Since this was asked last."""
+        with self._lock:
+            return self._stopped.pop((session or "", tab), 0) is None
+
+    def ahead(self) -> int:
+        """How many requests wait or are drawn."""
+        lines = {} if self.queue is None else self.queue.event_queue_per_concurrency_id
+        waiting = len(lines["drawing"].queue) if "drawing" in lines else 0
+        with self._lock:
+            return waiting + sum(map(len, self._drawing.values()))
 
     def is_drawing(self, session: str | None, tab: str) -> bool:
         with self._lock:
@@ -97,6 +117,13 @@ class Visits:
         """For how many seconds nobody has read what this session, which draws, is told."""
         with self._lock:
             return 0.0 if session in self._following else time.monotonic() - self._seen.get(session, time.monotonic())
+
+
+def before_you(waiting: int) -> str:
+    """What a visitor reads who has to wait."""
+    if not waiting:
+        return "Waiting for a free place"
+    return f"Waiting: {waiting} {'request comes' if waiting == 1 else 'requests come'} first"
 
 
 @dataclass(frozen=True)
