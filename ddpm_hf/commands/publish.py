@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ddpm_hf.errors import UserError
+from ddpm_hf.publishing.ownership import check_place
 from ddpm_hf.publishing.publish import place_of
 from ddpm_hf.publishing.publish import publish as make
 
@@ -33,12 +34,13 @@ def publish(options: argparse.Namespace) -> None:
         from ddpm_hf.publishing.space import write_space
 
         print(f"{write_space(space, [options.push or str(folder)])} is a Space with the demo")
+        if options.private:
+            print("as a Space it finds the private model by a secret, HF_TOKEN, in the Space's settings")
 
 
 def _space_beside(options: argparse.Namespace) -> Path:
-    """Where the Space's folder goes. Raises `UserError` where there is something else."""
+    """Where the Space's folder goes. Raises `UserError` where there is something else, or an earlier one was changed."""
     folder = place_of(options.run_folder, options.out)
     space = folder.with_name(f"{folder.name}-space")
-    if space.exists() and not (space / "models.txt").is_file() and (not space.is_dir() or any(space.iterdir())):
-        raise UserError(f"--space: {space} is no Space's folder of ddpm-hf publish; move it, or choose another --out")
+    check_place(space)
     return space

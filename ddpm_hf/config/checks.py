@@ -280,7 +280,7 @@ def _check_evaluation(recipe: "Recipe") -> None:
         )
 
 
-REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # the Hub's client knows the finer rules
+REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # OWNER/NAME; the Hub's client knows the finer rules
 
 
 def _check_pushing(recipe: "Recipe") -> None:

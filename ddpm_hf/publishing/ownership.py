@@ -13,7 +13,7 @@ from ddpm_hf.errors import UserError
 from ddpm_hf.files import sha256_of
 
 LIST = "publication.json"  # the SHA-256 of every other file, by name
-_LITTER = frozenset({".DS_Store", ".ipynb_checkpoints", "Thumbs.db"})  # which desktops and notebooks leave anywhere
+_LITTER = frozenset({".DS_Store", ".ipynb_checkpoints", "Thumbs.db", "__pycache__"})  # of desktops, notebooks, Python
 
 
 def files_of(folder: Path) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any
 from huggingface_hub import constants
 
 from ddpm_hf.config import Recipe
+from ddpm_hf.config.checks import REPO_ID
 from ddpm_hf.config.sections import Hub, Run
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _OWN_NAMES = ("inception", "dinov2", "efficientnet_lite0", "classifier", "train", "validation")  # of evaluations
 _STARTS = ("~", "./", "../", ".\\", "..\\")
 _WITHIN = re.compile(  # an absolute path in a sentence; 1/2, images/s and https:// are none
@@ -24,7 +24,7 @@ def is_hub_id(text: str, was_here: bool | None, run: Path) -> bool:
 
     was_here: whether it named a place when the run was trained, None where that was not noted
     """
-    if not _ID.fullmatch(text) or text.startswith("runs/") or was_here:
+    if not REPO_ID.fullmatch(text) or text.startswith("runs/") or was_here:
         return False
     if was_here is not None:
         return True

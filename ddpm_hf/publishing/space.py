@@ -10,8 +10,11 @@ from pathlib import Path
 import ddpm_hf
 import ddpm_hf.app
 from ddpm_hf.app.models import names_of
+from ddpm_hf.config.checks import REPO_ID
 from ddpm_hf.config.files import shipped_configs
 from ddpm_hf.errors import UserError
+from ddpm_hf.files import beside, put_in_place
+from ddpm_hf.publishing.ownership import check_place, write_list
 
 # of what setup.cfg lists, what the demo imports; Gradio comes with the Space
 REQUIREMENTS = ("accelerate", "diffusers", "filelock", "markdown-it-py", "matplotlib", "numpy", "pillow", "pydantic", "pyyaml",
@@ -19,22 +22,24 @@ REQUIREMENTS = ("accelerate", "diffusers", "filelock", "markdown-it-py", "matplo
 
 
 def write_space(folder: Path, models: Sequence[str]) -> Path:
-    """Fills `folder`, anew if it is there already, and gives it back.
+    """Makes `folder`, anew if it is an earlier one as it was written, and gives it back.
 
     `models`: Hub ids, which the Space downloads, and folders with a pipeline, which are copied into it. Raises
-    `UserError` where there is no such model.
+    `UserError` where there is no such model, or where `folder` holds what was not written here.
     """
-    folder = Path(folder)
+    final = Path(folder)
+    check_place(final)
     models = list(dict.fromkeys(models))  # each once
     sources = {model: _pipeline(model) for model in models}
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = beside(final, "new")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for source, place in (
         (Path(ddpm_hf.__file__).parent, "ddpm_hf"),
         (Path(ddpm_hf.app.__file__).parent, "ddpm_hf/app"),
         (shipped_configs(), "ddpm_hf/configs"),
     ):
         _copy(source, folder / place)
-    shutil.rmtree(folder / "models", ignore_errors=True)
     lines = []
     for (model, source), name in zip(sources.items(), names_of(models), strict=True):
         if source is None:
@@ -49,7 +54,9 @@ def write_space(folder: Path, models: Sequence[str]) -> Path:
     (folder / "README.md").write_text(
         _readme(names_of(models), [m for m, s in sources.items() if s is None]), encoding="utf-8"
     )
-    return folder
+    write_list(folder)
+    put_in_place(folder, final)
+    return final
 
 
 def _pipeline(model: str) -> Path | None:
@@ -58,7 +65,7 @@ def _pipeline(model: str) -> Path | None:
     for folder in (path, path / "pipeline"):
         if (folder / "model_index.json").is_file():
             return folder
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if path.exists() or not REPO_ID.fullmatch(model):
         raise UserError(f"{model}: no folder with a pipeline; give a run's, a published one or a Hub id")
     return None
 
@@ -87,6 +94,13 @@ def _readme(names: Sequence[str], ids: Sequence[str]) -> str:
     ]
     if ids:
         metadata += ["models:", *(f"- {model}" for model in ids)]
+    secret = (
+        """
+A model that is private is found once a token that may read it is the secret `HF_TOKEN` in the Space's settings.
+"""
+        if ids
+        else ""
+    )
     return f"""---
 {chr(10).join(metadata)}
 ---
@@ -95,4 +109,4 @@ def _readme(names: Sequence[str], ids: Sequence[str]) -> str:
 
 `app.py` is the demo of ddpm_hf, whose code is in `ddpm_hf/`, with the models that `models.txt` names. Elsewhere than in a
 Space: `pip install -r requirements.txt gradio=={version("gradio")}`, then `python app.py`.
-"""
+{secret}"""

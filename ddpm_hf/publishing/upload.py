@@ -22,6 +22,7 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
+from ddpm_hf.config.checks import REPO_ID
 from ddpm_hf.errors import UserError
 from ddpm_hf.publishing.failures import LOGIN, first_line, in_time, one_line, patiently, quiet
 from ddpm_hf.publishing.ownership import LIST, files_of, listed
@@ -164,14 +165,13 @@ def _read(repo_id: str, revision: str | None, repo_type: str, name: str) -> byte
 
 def _check_id(repo_id: str, option: str) -> str:
     """The owner that a well-formed id names."""
-    owner, slash, name = repo_id.partition("/")
-    if not (owner and slash and name):
+    if not REPO_ID.fullmatch(repo_id):
         raise UserError(f"{option}: {repo_id!r} should be OWNER/NAME, such as you/digits")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise UserError(f"{option}: {first_line(error)}") from None
-    return owner
+    return repo_id.partition("/")[0]
 
 
 def _check_access(before: str, after: str) -> None:

@@ -234,7 +234,7 @@ def test_a_space_does_not_take_the_place_of_something_else(trained, tmp_path, ca
     (tmp_path / "hub-space" / "notes.txt").write_text("mine")
     with pytest.raises(SystemExit):
         main(["publish", str(trained[0]["stock"]), "--out", str(tmp_path / "hub"), "--space"])
-    assert "hub-space is no Space's folder of ddpm-hf publish; move it" in capsys.readouterr().err
+    assert "hub-space: holds notes.txt, which ddpm-hf publish did not write; move it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["hub-space"]
 
 

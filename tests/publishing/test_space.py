@@ -47,6 +47,22 @@ def test_again_is_the_same(space, tmp_path):
     assert "models:\n- google/ddpm-cifar10-32\n" in (folder / "README.md").read_text()
 
 
+def test_a_space_that_was_edited_is_left_alone(tmp_path):
+    folder = write_space(tmp_path / "space", ["google/ddpm-cifar10-32"])
+    (folder / "ddpm_hf" / "__pycache__").mkdir()  # it was run here
+    (folder / "ddpm_hf" / "__pycache__" / "build.pyc").write_text("")
+    write_space(folder, ["google/ddpm-cifar10-32"])
+    assert not (folder / "ddpm_hf" / "__pycache__").exists()
+    assert "the secret `HF_TOKEN` in the Space's settings" in (folder / "README.md").read_text()
+    for name, content in (("app.py", "mine"), (".gitignore", "mine")):
+        write_space(tmp_path / "other", ["google/ddpm-cifar10-32"])
+        (tmp_path / "other" / name).write_text(content)
+        with pytest.raises(UserError, match=f"{name} in it is not as ddpm-hf publish wrote it; move it"):
+            write_space(tmp_path / "other", ["google/ddpm-cifar10-32"])
+        (tmp_path / "other").rename(tmp_path / f"moved {name}")
+    assert {path.name for path in tmp_path.iterdir()} == {"space", "moved app.py", "moved .gitignore"}
+
+
 def test_models_of_nearly_the_same_name(tmp_path):
     """Each has a folder of its own, and one that is named twice has one."""
     folders = [write_model(tmp_path / name, seed=i) for i, name in enumerate(("a b", "a-b", "A-B", "数字"))]
