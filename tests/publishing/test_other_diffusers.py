@@ -2,9 +2,6 @@
 
 import re
 import subprocess
-import sys
-import venv
-from pathlib import Path
 
 import pytest
 
@@ -14,35 +11,15 @@ from ddpm_hf.publishing.folder import build
 from ddpm_hf.publishing.run import read_run
 from ddpm_hf.publishing.snippets import drawn_by_run, snippets, variant_snippet
 from tests.conftest import ROOT
+from tests.publishing.environments import environment
 
 pytestmark = pytest.mark.slow
 
-OURS = re.compile(r"(ddpm_hf|__editable__|train_|diffusers|distutils-precedence|.*\.pth$)")
 ABOUT = "import diffusers; print(diffusers.__version__, diffusers.__file__)"
 
 
 def oldest() -> str:
     return re.search(r"^    diffusers>=([\d.]+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)[1]
-
-
-def environment(folder: Path, wanted: str) -> str:
-    """A fresh environment with the Diffusers that is wanted, and all else that is installed here but this package."""
-    venv.create(folder, with_pip=True, symlinks=True)
-    python = str(folder / "bin" / "python")
-    (site,) = (folder / "lib").glob("python*/site-packages")
-    shared = folder / "shared"
-    shared.mkdir()
-    for place in filter(Path.is_dir, map(Path, sys.path)):
-        if place.name in ("site-packages", "dist-packages"):
-            for entry in place.iterdir():
-                if not OURS.match(entry.name) and not (shared / entry.name).exists():
-                    (shared / entry.name).symlink_to(entry)
-    (site / "shared.pth").write_text(f"{shared}\n")
-    asked = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", wanted]
-    installed = subprocess.run(asked, capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"pip cannot install {wanted}: {(installed.stderr.strip().splitlines() or ['?'])[-1]}")
-    return python
 
 
 @pytest.mark.parametrize("which", ["oldest", "newest"])
