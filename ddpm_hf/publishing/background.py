@@ -24,6 +24,7 @@ from ddpm_hf.config import Recipe
 from ddpm_hf.durations import rough_duration
 from ddpm_hf.errors import UnreachableError, one_line_errors
 from ddpm_hf.files import sha256_of, write_atomically
+from ddpm_hf.publishing.failures import unsigned
 from ddpm_hf.publishing.upload import check_destination
 from ddpm_hf.training.loop import Progress
 from ddpm_hf.training.run_folder import RunFolder
@@ -122,9 +123,11 @@ class Push:
     def stop(self) -> None:
         with self._lock:
             self._stopped, self._waiting = True, None
-            if self._process is not None:
-                _end(self._process)
-                self._process = None
+            process, self._process = self._process, None
+        if process is not None:
+            _end(process)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)  # it may be writing aside
         shutil.rmtree(self.aside, ignore_errors=True)
 
     # ---- aside
@@ -219,7 +222,7 @@ class Push:
         elif process.returncode:
             last = (errors.strip().splitlines() or [f"its process ended with {process.returncode}"])[-1]
             # the folder is made anew for the next push
-            self._failed(job.step, last.removeprefix("error: ").partition(f"; {out} ")[0])
+            self._failed(job.step, unsigned(last.removeprefix("error: ").partition(f"; {out} ")[0]))
         else:
             with suppress(OSError):
                 write_atomically(self.noted, json.dumps(job.identity))

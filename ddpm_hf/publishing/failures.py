@@ -107,7 +107,7 @@ def one_line(before: str, after: str) -> Iterator[None]:
 
 
 def _refused(error: HfHubHTTPError) -> str:
-    server, told = constants.ENDPOINT, (error.server_message or first_line(error)).splitlines()[0]
+    server, told = constants.ENDPOINT, unsigned((error.server_message or first_line(error)).splitlines()[0])
     if _status(error) == 401:
         token = "in HF_TOKEN" if os.environ.get("HF_TOKEN") else "stored by `hf auth login`"
         return f"{server} refuses the token {token}; make one that may write at {server}/settings/tokens, and {LOGIN} to it"
@@ -117,10 +117,12 @@ def _refused(error: HfHubHTTPError) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    return unsigned((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def unsigned(text: str) -> str:
     """Without what follows the path of an address: it may be signed, and is nobody's business."""
-    return re.sub(
-        r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", (str(error).strip() or type(error).__name__).splitlines()[0]
-    )
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
 
 
 @contextmanager

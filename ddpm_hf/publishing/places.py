@@ -90,7 +90,7 @@ def public_recipe(recipe: Recipe, from_hub: bool, here: Collection[str] | None, 
         settings, local = getattr(recipe, section), {}
         for name in names:
             key, value = f"{section}.{name}", getattr(settings, name)
-            if value is None or value in _OWN_NAMES:
+            if value is None or value in _OWN_NAMES or value.startswith("cleanfid:"):
                 continue
             if not is_hub_id(value, None if here is None else key in here, run):
                 local[name] = last_name(value)

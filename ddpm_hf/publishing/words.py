@@ -82,7 +82,7 @@ def model_rows(run: Run) -> list[tuple[str, str]]:
         latents = "x".join(map(str, (pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))))
         source = run.recipe.autoencoder.source
         whence = (
-            "the author's own"
+            inline(source)
             if "autoencoder.source" in run.places
             else f"[{inline(source)}](https://huggingface.co/{source})"
         )

@@ -74,6 +74,22 @@ def test_relative_places_in_records_are_left_as_names_too(tmp_path):
         )
 
 
+def test_names_of_references_and_networks_are_no_places(tmp_path):
+    settings = {
+        "evaluate.every": 600,
+        "evaluate.reference": "cleanfid:cifar10:32:train",
+        "evaluate.extractor": "dinov2",
+    }
+    local = load_recipe("quickstart", settings | {"evaluate.extractor_weights": "facebook/dinov2-base"})
+    recipe, places = public_recipe(local, False, [], tmp_path)
+    assert (recipe.evaluate.reference, recipe.evaluate.extractor_weights) == (
+        settings["evaluate.reference"],
+        "facebook/dinov2-base",
+    )
+    assert places == []
+    assert public_recipe(local, False, ["evaluate.extractor_weights"], tmp_path)[1] == ["evaluate.extractor_weights"]
+
+
 def test_a_training_notes_what_lies_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "vae").mkdir(parents=True)
