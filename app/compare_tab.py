@@ -13,7 +13,7 @@ from ddpm_hf.app.drawing import Progress, Stopped
 from ddpm_hf.app.errors import one_line, told
 from ddpm_hf.app.files import Side, described, save_all, save_pictures, writing
 from ddpm_hf.app.link import link_box
-from ddpm_hf.app.request import OF_SETTINGS, Request, check_comparison, default_count, to_query
+from ddpm_hf.app.request import ANY, EACH, OF_SETTINGS, Request, check_comparison, default_count, to_query
 from ddpm_hf.app.visits import Rooms, before_you
 from ddpm_hf.errors import UserError
 
@@ -139,7 +139,7 @@ class CompareTab:
         b = (model2, class_label2, sampler2, steps2, guidance2, low2, high2)
         wanted = self._wanted(count, seed, *a, *b)
         columns = min(COLUMNS, wanted.count)
-        differences = [described(settings) for settings in wanted.settings]
+        words = self._words(wanted)
         with rooms.visits.drawing(request.session_hash, TAB) as stop:
             yield {self.told: now(stage.told("Drawing A")), self.heads[0]: now(stage.waiting("Starting"))}
             place, drawn, pictures = rooms.shelf.place(), [], []
@@ -161,7 +161,7 @@ class CompareTab:
                     yield {
                         self.told: now(stage.told("Drawing B" if i == 0 else "Both are drawn")),
                         self.heads[i]: now(""),
-                        self.stages[i]: now(stage.done(f"{'AB'[i]}: {differences[i]} · {took:.1f} s")),
+                        self.stages[i]: now(stage.compared("AB"[i], words[i], words[1 - i], took)),
                         self.galleries[i]: shown(pictures[i], side, columns),
                     }
                 with writing():
@@ -184,6 +184,18 @@ class CompareTab:
             self.link: gr.update(visible=True),
             self.query: now(to_query(wanted)),
         }
+
+    def _words(self, wanted: Request) -> list[list[str]]:
+        """What each side's settings are, in words; model and class where they differ."""
+        a, b = wanted.settings
+        both = []
+        for settings in (a, b):
+            words = [settings.model] if a.model != b.model else []
+            if a.class_label != b.class_label and settings.class_label is not None:
+                label, model = settings.class_label, self.rooms.models[settings.model]
+                words.append({EACH: "each class", ANY: "any class"}.get(label) or model.class_name(int(label)))
+            both.append([*words, *described(settings).split(", ")])
+        return both
 
     def _stop(self, request: gr.Request) -> dict:
         self.rooms.visits.stop(request.session_hash, TAB)

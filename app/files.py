@@ -27,6 +27,13 @@ TALL = 256  # pixels: less tall pictures are shown and saved enlarged, pixel for
 KEPT = 3600  # seconds that files stay
 LARGEST = 2 * 2**30  # bytes of all files; beyond, the oldest go
 CARDS = "cards"
+SAMPLER_NAMES = {
+    "dpmsolver++": "DPM-Solver++",
+    "unipc": "UniPC",
+    "ddim": "DDIM",
+    "heun": "Heun",
+    "ddpm": "DDPM",
+}
 GAP = 4  # pixels between the states of a strip
 
 
@@ -126,7 +133,7 @@ def columns_of(side: Side) -> int | None:
 
 def described(settings: Settings) -> str:
     """What makes one drawing another, in a line."""
-    words = [settings.sampler, f"{settings.steps} steps"]
+    words = [SAMPLER_NAMES.get(settings.sampler, settings.sampler), f"{settings.steps} steps"]
     if settings.class_label is not None:
         words.append("no guidance" if settings.guidance == 1 else f"guidance {settings.guidance:g}")
         if (settings.low, settings.high) != (0, math.inf) and settings.guidance != 1:

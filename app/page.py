@@ -73,6 +73,13 @@ def look() -> dict[str, Any]:
         font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif"],
         font_mono=[gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"],
     )
+    # of Gradio's own greys and accents some are too light to read
+    theme.set(
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color_dark="*neutral_400",
+    )
     return {"theme": theme, "css_paths": Path(__file__).parent / "style.css"}
 
 

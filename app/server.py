@@ -1,7 +1,9 @@
 """Puts the page on the network."""
 
+import errno
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -19,6 +21,8 @@ from ddpm_hf.app.page import build_page, look
 from ddpm_hf.app.request import Limits
 from ddpm_hf.app.visits import Rooms, Visits
 from ddpm_hf.errors import UserError
+
+FIRST_PORT = 7860
 
 
 class Demo:
@@ -38,8 +42,10 @@ class Demo:
         trust_remote_code: bool = False,
     ) -> None:
         """`host` and `port`: None for what GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say, else 127.0.0.1 and the first
-        free one from 7860. Raises `UserError` where no model can be loaded or the port is taken."""
+        free one from 7860. Raises `UserError` where no model can be loaded or the address cannot be used."""
         limits = limits or Limits()
+        host, port = _free(host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", port)
+        _without_proxy(host)
         loaded, failures = load_models(models, device, trust_remote_code)
         for failure in failures:
             print(f"warning: {failure.name}: {failure.message}", file=sys.stderr, flush=True)
@@ -74,7 +80,7 @@ class Demo:
             )
         except OSError as error:
             self._folder.cleanup()
-            raise UserError(f"--port: {port} cannot be used: {error}") from None
+            raise UserError(f"--host {host} --port {port}: cannot be served on: {error}") from None
         except BaseException:
             self._folder.cleanup()
             raise
@@ -86,6 +92,40 @@ class Demo:
     def __exit__(self, *_: object) -> None:
         self.page.close(verbose=False)
         self._folder.cleanup()
+
+
+def _free(host: str, port: int | None) -> tuple[str, int]:
+    """An address that can be served on. Raises `UserError` where there is none, before anything is loaded."""
+    if port is None:
+        given = os.environ.get("GRADIO_SERVER_PORT", "")
+        ports = [int(given)] if given.isdigit() else list(range(FIRST_PORT, FIRST_PORT + 100))
+    else:
+        ports = [port]
+    if not 1 <= ports[0] <= 65535:
+        raise UserError(f"--port: {ports[0]} should be from 1 to 65535")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise UserError(f"--host: {host} is no address of this machine") from None
+    for port in ports:
+        with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind((address[0], port, *address[2:]))
+                return host, port
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    raise UserError(f"--host: {host} is no address of this machine") from None
+                why = error.strerror
+    raise UserError(f"--port: {ports[0]} cannot be used: {why}" if len(ports) == 1 else "--port: none is free from"
+        f" {ports[0]} to {ports[-1]}")  # fmt: skip
+
+
+def _without_proxy(host: str) -> None:
+    """Gradio asks its own page whether it is there, which no proxy could answer."""
+    for name in ("NO_PROXY", "no_proxy"):
+        known = [part for part in os.environ.get(name, "").split(",") if part]
+        os.environ[name] = ",".join(dict.fromkeys([*known, "127.0.0.1", "localhost", "::1", host]))
 
 
 def serve(models: Sequence[str], **options: Any) -> None:

@@ -28,6 +28,12 @@ def done(text: str) -> str:
     return f'<div class="stage done"><p>{escape(text)}</p></div>'
 
 
+def compared(letter: str, words: list[str], others: list[str], took: float) -> str:
+    """One side's settings; what the other's are not is marked."""
+    parts = ", ".join(escape(word) if word in others else f"<b>{escape(word)}</b>" for word in words)
+    return f'<div class="stage done"><p>{letter}: {parts} · {took:.1f} s</p></div>'
+
+
 def told(text: str) -> str:
     """What a screen reader says."""
     return f"<p>{escape(text)}</p>"

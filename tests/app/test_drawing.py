@@ -67,7 +67,7 @@ def test_previews_take_no_more_than_their_share(models, monkeypatch):
     import torch
 
     previews = drawing._Previews(Model())
-    for _ in range(2000):
+    for _ in range(6000):
         now[0] += 0.001
         previews.of(torch.zeros(4, 1, 2, 2))
     assert decoded[0] == 1  # what one costs is measured first

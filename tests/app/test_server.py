@@ -370,12 +370,40 @@ def test_files_go_with_the_demo(folders):
     assert not file.exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"port": 70000}, "--port: 70000 should be from 1 to 65535"),
+        ({"host": "192.0.2.1"}, "--host: 192.0.2.1 is no address of this machine"),
+        ({"host": "no such host", "port": 8000}, "--host: no such host is no address"),
+    ],
+)
+def test_an_address_that_cannot_be_served_on(folders, options, message):
+    from ddpm_hf.app.server import Demo
+    from ddpm_hf.errors import UserError
+
+    began = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        Demo([folders["plain"]], **options)
+    assert time.monotonic() - began < 5
+
+
 def test_a_port_that_is_taken(demo, folders):
     from ddpm_hf.app.server import Demo
     from ddpm_hf.errors import UserError
 
-    with pytest.raises(UserError, match="--port: "):
+    with pytest.raises(UserError, match=r"--port: .*in use"):
         Demo([folders["plain"]], port=urlparse(demo.url).port)
+
+
+def test_a_proxy_for_other_sites_is_not_asked_for_this_page(folders, monkeypatch):
+    from ddpm_hf.app.server import Demo
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with Demo([folders["plain"]]) as demo, httpx.Client(base_url=demo.url) as http:
+        assert http.get("/config").status_code == 200
 
 
 def test_a_session_takes_no_more_memory_from_drawing_to_drawing(demo, http):
