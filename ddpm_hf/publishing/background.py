@@ -25,7 +25,7 @@ from ddpm_hf.durations import rough_duration
 from ddpm_hf.errors import UnreachableError, one_line_errors
 from ddpm_hf.files import sha256_of, write_atomically
 from ddpm_hf.publishing.failures import unsigned
-from ddpm_hf.publishing.upload import check_destination
+from ddpm_hf.publishing.upload import EditedError, check_destination
 from ddpm_hf.training.loop import Progress
 from ddpm_hf.training.run_folder import RunFolder
 
@@ -41,15 +41,15 @@ def pushing(recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> Iterato
     """Gives what pushes the model in the background as `recipe.hub` says, if it does, on the main process; in the end waits
     for the last push.
 
-    Raises `UserError` at once where the Hub refuses the token. A Hub that cannot be reached and a push that fails are told,
-    and do not end the training.
+    Raises `UserError` at once where the Hub refuses the token. A Hub that cannot be reached, a card that was edited
+    there and a push that fails are told, and do not end the training.
     """
     if recipe.hub.repo_id is None or not accelerator.is_main_process:
         yield None
         return
     try:
         check_destination(recipe.hub.repo_id, recipe.hub.revision, option="hub.repo_id")
-    except UnreachableError as error:
+    except (EditedError, UnreachableError) as error:
         _say(f"warning: {error}; training begins, and pushes are tried when they are due")
     push = Push(recipe, run)
     try:

@@ -30,6 +30,10 @@ from ddpm_hf.publishing.ownership import LIST, files_of, listed
 WAITS = (1, 5, 20)  # seconds before each new try; within one, the client tries every transfer six times by itself
 
 
+class EditedError(UserError):
+    """Says that the repository's card was edited on the Hub."""
+
+
 def check_destination(repo_id: str, revision: str | None, option: str = "--push") -> None:
     """Asks the Hub whether this machine's token may write to `repo_id`, before the expensive part.
 
@@ -142,11 +146,11 @@ def _upload(folder: Path, repo_id: str, private: bool, revision: str | None, rep
 
 
 def _check_card(repo_id: str, revision: str | None, repo_type: str = "model") -> dict[str, str]:
-    """The SHA-256 of what an earlier push wrote, by name. Raises `UserError` where its card is no longer as it wrote it."""
+    """The SHA-256 of what an earlier push wrote, by name. Raises `EditedError` where its card is no longer as it wrote it."""
     written = listed(_read(repo_id, revision, repo_type, LIST) or b"") or {}
     card = _read(repo_id, revision, repo_type, "README.md") if "README.md" in written else None
     if card is not None and hashlib.sha256(card).hexdigest() != written["README.md"]:
-        raise UserError(
+        raise EditedError(
             f"{repo_id}: its README.md was edited on the Hub, so that nothing was pushed; keep what you need of it, delete it"
             " there, and push again"
         )

@@ -21,9 +21,11 @@ from ddpm_hf.export import save_pipeline
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.publishing import background
 from ddpm_hf.publishing.background import Push
+from ddpm_hf.publishing.ownership import write_list
 from ddpm_hf.publishing.upload import upload
 from ddpm_hf.training.loop import Progress
 from ddpm_hf.training.run_folder import RunFolder
+from tests.publishing.hub_repos import Blob
 from tests.publishing.hub_server import READER
 from tests.test_combinations import DENOISERS
 
@@ -362,6 +364,20 @@ def test_a_hub_that_cannot_be_reached_is_one_line_of_warning(hub, tiny_recipe, r
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: hub.repo_id ada/digits: {hub.url} cannot be reached (")
     assert line.endswith("; training begins, and pushes are tried when they are due")
+
+
+def test_an_edited_card_is_one_line_of_warning(hub, tiny_recipe, tmp_path, run, capsys):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "README.md").write_text("# A model\n")
+    write_list(folder)
+    upload(folder, "ada/digits", private=False, revision=None, message="a model")
+    hub.repos["models", "ada/digits"].branches["main"][-1].files["README.md"] = Blob(b"# Mine\n")
+    capsys.readouterr()
+    with background.pushing(tiny_recipe(**{"hub.repo_id": "ada/digits"}), run, SimpleNamespace(is_main_process=True)):
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ada/digits: its README.md was edited on the Hub, so that nothing was pushed; keep")
 
 
 def train(recipe, environment, tmp_path):
