@@ -90,7 +90,7 @@ class CompareTab:
             sides = [dict(zip(OF_SETTINGS, side, strict=True)) for side in (given[:fields], given[fields:])]
             return check_comparison({"count": count, "seed": seed}, sides, self.rooms.models, self.rooms.limits)
 
-    def _prepare(self, *given: Any, request: gr.Request) -> dict:
+    def _prepare(self, request: gr.Request, *given: Any) -> dict:
         """What the page shows at once, though others may be before."""
         wanted = self._wanted(*given)
         with told():

@@ -166,7 +166,7 @@ class DrawTab:
         wanted, wrong = from_query(dict(parse_qsl(query.removeprefix("?"))), self.rooms.models, self.rooms.limits)
         return None if wrong or len(wanted.settings) != 1 else wanted
 
-    def _prepare(self, *given: Any, request: gr.Request) -> dict:
+    def _prepare(self, request: gr.Request, *given: Any) -> dict:
         """What the page shows at once, though others may be before."""
         wanted, columns = self._wanted(*given)
         with told():
