@@ -112,9 +112,6 @@ def check_settings(values: Mapping[str, Any], models: Mapping[str, Model], limit
     if values["sampler"] not in list(SAMPLERS):
         raise UserError(f"sampler: {_shown(values['sampler'])} is none of {', '.join(SAMPLERS)}")
     steps = _whole("steps", values["steps"], 1, limits.steps(model))
-    if values["sampler"] == "heun" and 2 * steps - 1 > limits.max_steps:
-        most = (limits.max_steps + 1) // 2
-        raise UserError(f"steps: {steps} of heun, of two passes each, are too many; at most {most}")
     if label is None:  # a model without classes has nothing to guide towards; its page shows no such controls
         return Settings(model.name, None, values["sampler"], steps)
     guidance = _number("guidance", values["guidance"], 1, LARGEST_GUIDANCE)
@@ -136,7 +133,7 @@ def check_seed(seed: Any) -> int:
 def check_request(values: Mapping[str, Any], models: Mapping[str, Model], limits: Limits) -> Request:
     """`values` has `count`, `seed` and the fields of `Settings`."""
     count, seed = check_count(values["count"], limits), check_seed(values["seed"])
-    return Request(count, seed, (check_settings(values, models, limits),))
+    return Request(count, seed, (_affordable(check_settings(values, models, limits), limits),))
 
 
 def check_comparison(
@@ -147,10 +144,18 @@ def check_comparison(
     settings = []
     for side, letter in zip(sides, "AB", strict=True):
         try:
-            settings.append(check_settings(side, models, limits))
+            settings.append(_affordable(check_settings(side, models, limits), limits))
         except UserError as error:
             raise UserError(f"{letter}, {error}") from None
     return Request(count, seed, tuple(settings))
+
+
+def _affordable(settings: Settings, limits: Limits) -> Settings:
+    """A step of heun is two passes, the last but one."""
+    if settings.sampler == "heun" and 2 * settings.steps - 1 > limits.max_steps:
+        most = (limits.max_steps + 1) // 2
+        raise UserError(f"steps: {settings.steps} of heun, of two passes each, are too many; at most {most}")
+    return settings
 
 
 def _model_of(name: Any, models: Mapping[str, Model]) -> Model:

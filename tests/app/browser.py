@@ -1,6 +1,6 @@
 """A headless Chromium on the demo, for tests, and for the pictures of the docs:
 
-python -m tests.app.browser runs/digits docs/figures
+python -m tests.app.browser runs/digits screenshots
 """
 
 import shutil
@@ -105,6 +105,7 @@ def tour(browser, url: str, folder: Path, size, scheme: str, name: str) -> list[
 def main(model: str, folder: str) -> None:
     from ddpm_hf.app.server import Demo
 
+    Path(folder).mkdir(parents=True, exist_ok=True)
     with Demo([model]) as demo, browsing() as browser:
         for size, name in ((WIDE, "wide"), (PHONE, "phone")):
             for scheme in ("light", "dark"):

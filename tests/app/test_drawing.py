@@ -9,6 +9,7 @@ import pytest
 from ddpm_hf.app import drawing
 from ddpm_hf.app.drawing import Progress, Stopped, Studio
 from ddpm_hf.app.request import EACH, Settings
+from ddpm_hf.errors import UserError
 from ddpm_hf.sampling import draw_images
 
 SETTINGS = [
@@ -139,3 +140,86 @@ def test_a_strip_ends_in_its_picture(models, settings):
 def test_a_mistake_while_drawing_reaches_the_visitor(models):
     with pytest.raises(Exception, match="cannot be taken"):
         all_of(Studio().draw(models["plain"], Settings("plain", None, "ddim", 51), range(1), threading.Event()))
+
+
+def test_stopped_while_others_are_drawn(models):
+    """Whoever waits for a thread need not wait to stop."""
+    studio, free, stop = Studio(), threading.Event(), threading.Event()
+    studio._threads.submit(free.wait)
+    try:
+        iterator = studio.draw(models["plain"], Settings("plain", None, "ddim", 5), range(1), stop)
+        assert next(iterator).doing == "waiting"
+        stop.set()
+        with pytest.raises(Stopped):
+            next(iterator)
+    finally:
+        free.set()
+
+
+def latent_model():
+    """A small one with an autoencoder."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DModel
+
+    from ddpm_hf.app.models import Model
+    from ddpm_hf.config import Diffusion
+    from ddpm_hf.diffusion.schedule import build_scheduler
+    from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
+
+    torch.manual_seed(0)
+    small = {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4}
+    unet = UNet2DModel(8, 4, 4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), **small)
+    pipe = ImageGenerationPipeline(
+        unet.eval(), build_scheduler(Diffusion(num_train_timesteps=50)), AutoencoderKL(**small).eval()
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return Model("latent", pipe)
+
+
+def test_latents_are_decoded_in_parts_between_which_it_can_be_stopped():
+    model, settings, told = latent_model(), Settings("latent", None, "ddim", 3), []
+    images = drawing._draw(model, settings, range(20), 32, told.append)
+    np.testing.assert_array_equal(images, draw_images(model.pipe, list(range(20)), 32, settings.sampling(model)))
+    assert [p.doing for p in told].count("decoding") == 2  # of 16 and 4
+
+    def stopping(progress):
+        if progress.doing == "decoding":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        drawing._draw(model, settings, range(20), 32, stopping)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_told(models, monkeypatch, error):
+    def failing(*_args, **_more):
+        raise error
+
+    monkeypatch.setattr(drawing, "draw_strip", failing)
+    with pytest.raises(UserError, match="out of memory"):
+        all_of(Studio().strip(models["plain"], Settings("plain", None, "ddim", 5), 0, threading.Event()))
+
+
+def test_states_of_a_strip_come_nearer_to_the_picture():
+    noise = np.linspace(200, 0, 101).astype(np.uint8).reshape(-1, 1, 1, 1)  # evenly less of it
+    chosen = drawing.telling_states(noise, 8)
+    assert chosen[0] == 0
+    assert chosen[-1] == 100
+    assert chosen == sorted(set(chosen))
+    assert sum(noise[i].item() <= 100 for i in chosen) >= 5
+    assert drawing.telling_states(noise[:3], 8) == [0, 1, 2]
+
+
+def test_a_preview_is_encoded_once(monkeypatch):
+    from ddpm_hf.app import stage
+
+    encoded, spent = [], []
+    monkeypatch.setattr(stage, "_preview", lambda image: encoded.append(image) or "<img>")
+    images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
+    sheet = stage.Sheet(6, 3)
+    for shown in (images[:2], images[:2], images):
+        html = sheet.html(Progress(1, 2, shown, showing_took=spent.append))
+    assert len(encoded) == 4
+    assert len(spent) == 3
+    assert html.count("<img>") == 4
+    assert html.count('class="cell"') == 6

@@ -145,3 +145,20 @@ def test_of_a_link_what_is_wrong_is_left_out_and_told(models):
 def test_an_empty_link_is_the_page_as_it_begins(models):
     found, wrong = from_query({}, models, LIMITS)
     assert (found.settings, wrong) == ((default_settings(models["kinds"], LIMITS),), [])
+
+
+def test_a_link_keeps_every_digit(models):
+    request = check_request(GOOD | {"guidance": 3.123456789, "low": 0.0123456789}, models, LIMITS)
+    assert from_query(dict(parse_qsl(to_query(request)[1:])), models, LIMITS) == (request, [])
+
+
+def test_a_step_of_heun_counts_twice(models):
+    heun = GOOD | {"sampler": "heun"}
+    assert check_request(heun | {"steps": 15}, models, LIMITS).settings[0].steps == 15
+    with pytest.raises(UserError, match=r"steps: 16 of heun.*at most 15"):
+        check_request(heun | {"steps": 16}, models, LIMITS)
+
+
+def test_where_there_is_no_room_for_one_of_each_any_is_drawn(models):
+    assert default_settings(models["kinds"], Limits(max_images=2)).class_label == ANY
+    assert default_settings(models["kinds"], Limits(max_images=3)).class_label == EACH

@@ -418,3 +418,38 @@ def test_a_session_takes_no_more_memory_from_drawing_to_drawing(demo, http):
 
     for api, data in (("draw", GOOD), ("compare", [2, 5, *GOOD[2:], *GOOD[2:]])):
         assert len({drawn(api, data) for _ in range(3)}) == 1
+
+
+def pressed(demo, http, name, data, session, **event):
+    """What the page's own handler of that name, the Draw tab's where both tabs have one, answers at last."""
+    number = next(i for i, f in demo.page.fns.items() if f.name == name)
+    joined = {"data": data, "session_hash": session, "fn_index": number, **event}
+    http.post("/gradio_api/queue/join", json=joined).raise_for_status()
+    lines = http.get("/gradio_api/queue/data", params={"session_hash": session}).text.split("\n")
+    return json.loads(next(line for line in lines if '"process_completed"' in line).removeprefix("data: "))
+
+
+def test_a_strip_is_of_what_the_page_says_is_shown(demo, http):
+    """Nothing is remembered of a visitor: what they send is checked again."""
+    assert pressed(demo, http, "_prepare", GOOD, "strip")["success"]
+    query = "?count=4&seed=7&model=kinds&class=2&sampler=ddim&steps=6&guidance=3"
+    answer = pressed(demo, http, "_draw_strip", [query, 1], "strip")
+    assert answer["success"]
+    assert "Seed 8, from noise" in str(answer["output"])
+    for sent in (["", 1], [query, 4], [query.replace("kinds", "none"), 1], [5, 1], [query, "1"]):
+        answer = pressed(demo, http, "_draw_strip", sent, "strip")
+        assert not answer["success"]
+        assert "draw some pictures first" in answer["output"]["error"]
+
+
+def test_what_a_session_draws_is_not_disturbed(demo, http):
+    """Neither by Enter in the seed's box nor by the other tab's Stop."""
+    visits = demo.rooms.visits
+    with visits.drawing("busy", "draw") as stop:
+        visits.stop("busy", "compare")
+        assert not stop.is_set()
+        answer = pressed(demo, http, "_prepare", GOOD, "busy")
+        assert "something is being drawn" in answer["output"]["error"]
+        visits.stop("busy", "draw")
+        assert stop.is_set()
+    assert pressed(demo, http, "_prepare", GOOD, "busy")["success"]
