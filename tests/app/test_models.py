@@ -197,6 +197,32 @@ def test_pictures_of_a_card_are_few_enough(tmp_path, monkeypatch):
     assert list(load_models([str(folder)], CPU)[0]["many"].card.pictures) == ["0.png", "1.png"]
 
 
+def test_a_card_of_the_hub_comes_with_its_pictures(models, tmp_path, monkeypatch):
+    """In the Hub's cache a file is a link to a blob elsewhere; a link to anywhere else is not followed."""
+    from ddpm_hf.app import card
+
+    snapshot, blobs = tmp_path / "snapshots" / "0", tmp_path / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    (blobs / "readme").write_text("![a](a.png) ![b](b.png) ![c](../c.png) ![d](https://example.org/d.png)")
+    Image.new("L", (4, 4)).save(blobs / "a", "PNG")
+    Image.new("L", (4, 4)).save(tmp_path / "secret.png")
+    for name, target in (("README.md", blobs / "readme"), ("a.png", blobs / "a"), ("b.png", tmp_path / "secret.png")):
+        (snapshot / name).symlink_to(target)
+    assert list(card.card_of(str(snapshot), models["plain"].pipe).pictures) == ["a.png"]
+    asked = []
+
+    def download(source, name):
+        asked.append((source, name))
+        if name == "b.png":
+            raise FileNotFoundError
+        return str(snapshot / name)
+
+    monkeypatch.setattr(card, "hf_hub_download", download)
+    assert list(card.card_of("ada/plain", models["plain"].pipe).pictures) == ["a.png"]
+    assert asked == [("ada/plain", "README.md"), ("ada/plain", "a.png"), ("ada/plain", "b.png")]
+
+
 def test_without_any_model_there_is_no_demo(folders):
     from ddpm_hf.app.server import Demo
 
