@@ -50,6 +50,10 @@ def test_values_are_yaml_1_2(tmp_path):
 
 WRONG = [
     ({"train.learning_rat": 1e-4}, "train.learning_rat: no such setting; did you mean train.learning_rate?"),
+    (
+        {"evaluate.metrics": ["FID"]},
+        "'FID' is not one of frechet, kernel, score, precision_recall, density_coverage, class_agreement; did you mean frechet?",
+    ),
     ({"trian.max_steps": 3}, "trian: no such section; did you mean train?"),
     ({"train.precision": "fp61"}, "train.precision: 'fp61' is not one of no, fp16, bf16; did you mean fp16?"),
     ({"train.max_steps": "many"}, "train.max_steps: 'many' should be a whole number"),

@@ -1,25 +1,12 @@
 """`ddpm-hf evaluate`."""
 
 import argparse
-import difflib
 from typing import Any
 
 from ddpm_hf.cli.parser import positive
 from ddpm_hf.cli.sampling import add_sampling
+from ddpm_hf.config import did_you_mean
 from ddpm_hf.metric_names import DEFAULT_METRICS, METRICS
-
-_ALSO_CALLED = {
-    "fid": "frechet",
-    "kid": "kernel",
-    "is": "score",
-    "inception_score": "score",
-    "precision": "precision_recall",
-    "recall": "precision_recall",
-    "density": "density_coverage",
-    "coverage": "density_coverage",
-    "prdc": "density_coverage",
-    "nll": "bits_per_dimension",
-}
 
 
 def add(commands: Any) -> None:
@@ -103,10 +90,8 @@ def add(commands: Any) -> None:
 def _metric(text: str) -> str:
     if text in METRICS:
         return text
-    known = difflib.get_close_matches(text, METRICS, n=1)
-    meant = _ALSO_CALLED.get(text.lower()) or (known[0] if known else None)
-    hint = f"did you mean {meant}?" if meant else f"choose from {', '.join(METRICS)}"
-    raise argparse.ArgumentTypeError(f"{text!r} is no metric; {hint}")
+    hint = did_you_mean(text, list(METRICS)) or f"; choose from {', '.join(METRICS)}"
+    raise argparse.ArgumentTypeError(f"{text!r} is no metric{hint}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -36,12 +36,20 @@ _ALSO_CALLED = {
     "x0": "sample",
     "noise": "epsilon",
     "dpm++": "dpmsolver++",
+    "fid": "frechet",
+    "kid": "kernel",
+    "inception_score": "score",
+    "precision": "precision_recall",
+    "recall": "precision_recall",
+    "density": "density_coverage",
+    "coverage": "density_coverage",
+    "nll": "bits_per_dimension",
 }
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    if _ALSO_CALLED.get(word) in known:
-        return f"; did you mean {_ALSO_CALLED[word]}?"
+    if (other := _ALSO_CALLED.get(word.lower())) in known:
+        return f"; did you mean {other}?"
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 
