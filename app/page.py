@@ -79,6 +79,7 @@ def look() -> dict[str, Any]:
         block_info_text_color="*neutral_600",
         body_text_color_subdued_dark="*neutral_400",
         block_info_text_color_dark="*neutral_400",
+        link_text_color_dark="*primary_300",
     )
     return {"theme": theme, "css_paths": Path(__file__).parent / "style.css"}
 

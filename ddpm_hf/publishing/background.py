@@ -108,14 +108,14 @@ class Push:
         thread = self._thread
         if thread is None:
             return
-        _say(f"waiting for the last push to {self.hub.repo_id}, for at most {rough_duration(LAST_PUSH)}")
         try:
-            with _ended_by_sigterm():
+            with _ended_by_signals():
+                _say(f"waiting for the last push to {self.hub.repo_id}, for at most {rough_duration(LAST_PUSH)}")
                 thread.join(LAST_PUSH)
-        except (KeyboardInterrupt, SystemExit) as end:
+        except SystemExit:
             self.stop()
             self._failed(self.last, "interrupted")
-            raise SystemExit(130 if isinstance(end, KeyboardInterrupt) else end.code) from None
+            raise
         if thread.is_alive():
             self.stop()
             self._failed(self.last, f"it took more than {rough_duration(LAST_PUSH)}")
@@ -262,8 +262,8 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Raises `SystemExit` where SIGTERM comes, which would end this process at once; in the main thread, which alone gets it."""
+def _ended_by_signals() -> Iterator[None]:
+    """Raises `SystemExit` where SIGINT or SIGTERM comes; in the main thread, which alone gets them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -271,11 +271,12 @@ def _ended_by_sigterm() -> Iterator[None]:
     def end(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 def _publish() -> None:
