@@ -103,7 +103,7 @@ def tour(browser, url: str, folder: Path, size, scheme: str, name: str) -> list[
     compare(page)
     shot("compared")
     tab(page, "About")
-    page.wait_for_selector(".card table")
+    page.wait_for_selector(".card")
     shot("about")
     page.context.close()
     return shots

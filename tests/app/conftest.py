@@ -3,10 +3,27 @@ import os
 
 import pytest
 import torch
+from PIL import Image
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 CLASSES = 3
+# whoever writes a card may wish to know who reads it
+PRYING_CARD = """---
+license: '<img src=https://elsewhere.example/a.png>'
+---
+# A card
+
+![a [b] c](https://elsewhere.example/b.png) ![d\\]e](https://elsewhere.example/c.png) ![f][g] <im<img>g src=https://elsewhere.example/h.png>
+
+<table background="https://elsewhere.example/i.png"><td style="background: url(https://elsewhere.example/j.png)">k</td></table>
+<link rel=stylesheet href=https://elsewhere.example/l.css><script src=https://elsewhere.example/m.js></script>
+<input type=image src=https://elsewhere.example/n.png>
+
+![own](samples.png) and [a link](https://elsewhere.example/o.html)
+
+[g]: https://elsewhere.example/p.png
+"""
 
 
 def write_model(folder, num_classes=None, size=8, timesteps=50, seed=0):
@@ -52,8 +69,11 @@ def write_broken(folder):
 def folders(tmp_path_factory):
     """Of a class-conditional model, an unconditional one and a broken one."""
     root = tmp_path_factory.mktemp("models")
+    kinds = write_model(root / "kinds", CLASSES)
+    (root / "kinds" / "README.md").write_text(PRYING_CARD)
+    Image.new("L", (8, 8)).save(root / "kinds" / "samples.png")
     return {
-        "kinds": write_model(root / "kinds", CLASSES),
+        "kinds": kinds,
         "plain": write_model(root / "plain", seed=1),
         "broken": write_broken(root / "broken"),
     }

@@ -81,8 +81,12 @@ def test_draw_then_another_class_and_guidance(page, models):
 
 def test_every_request_goes_to_the_demo(page, demo):
     chrome.draw(page)
-    for name in ("Compare", "About", "Draw"):
+    for name in ("Compare", "About"):
         chrome.tab(page, name)
+    page.wait_for_selector(".card img")  # the card's own picture; its others would be asked of elsewhere
+    page.wait_for_timeout(1000)
+    assert page.get_attribute(".card :text('a link')", "href") == "https://elsewhere.example/o.html"
+    chrome.tab(page, "Draw")
     hosts = {urlparse(url).netloc for url in page.requested if not url.startswith(("data:", "blob:"))}
     assert hosts == {urlparse(demo.url).netloc}
     assert len(page.requested) > 10
