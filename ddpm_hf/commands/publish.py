@@ -11,10 +11,6 @@ from ddpm_hf.publishing.publish import publish as make
 
 def publish(options: argparse.Namespace) -> None:
     """The folder, the upload, and the Space's folder beside it."""
-    if options.push is None:
-        for option in ("private", "revision"):
-            if getattr(options, option):
-                raise UserError(f"--{option}: is of a repository; name one with --push OWNER/NAME, or leave it out")
     if options.space and options.revision not in (None, "main"):
         raise UserError(
             "--space: its demo loads the main branch; leave --revision out, or publish the Space without --push"

@@ -22,12 +22,15 @@ _NAMES_SHOWN = 20  # classes; more are folded away
 
 @dataclass(frozen=True)
 class Card:
-    """license: by the Hub's name for it, or any other; None where it is not stated"""
+    """license: by the Hub's name for it, or any other; None where it is not stated
+    local: the folder's name, where the snippets load it by that; None of a model on the Hub
+    """
 
     run: Run
     snippets: Sequence[Snippet]
     variants: Sequence[str] = ()
     license: str | None = None
+    local: str | None = None
 
     def save(self, folder: Path) -> None:
         """Writes README.md of a folder that is whole but for it."""
@@ -105,6 +108,10 @@ class Card:
             )
         else:
             ran += " It needs no code but Diffusers' own."
+        if self.local is not None:
+            ran += (
+                f" `{self.local}` is this folder: start beside it, or give its path, or its id once it is on the Hub."
+            )
         parts.append(ran)
         for other in self.snippets[1:]:
             parts += ["The sampler that drew the pictures above:", f"```python\n{other.code}\n```"]

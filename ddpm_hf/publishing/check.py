@@ -48,8 +48,8 @@ def run_elsewhere(
 ) -> list[dict[str, np.ndarray]]:
     """The pictures that each job saved, by name: uint8 (H, W) or (H, W, 3).
 
-    In one process of `python`, without a network, that takes modules from nowhere but its own installation and the
-    folders. Raises `UserError` with its last line where it fails, or where it takes more than `limit` seconds.
+    In one process of `python`, without a network, that takes modules from where they are installed and from the folders, and
+    never from this package. Raises `UserError` with its last line where it fails, or where it takes more than `limit` seconds.
     """
     with tempfile.TemporaryDirectory(prefix="ddpm_hf-check-") as scratch:
         places = []
@@ -60,7 +60,7 @@ def run_elsewhere(
             places.append(place)
         try:
             shown = subprocess.run(
-                [python, "-I", "-c", _ELSEWHERE],
+                [python, "-P", "-c", _ELSEWHERE],
                 input=json.dumps([(str(place), job.code) for place, job in zip(places, jobs, strict=True)]),
                 capture_output=True,
                 encoding="utf-8",

@@ -57,7 +57,8 @@ def _may_pass(raised: BaseException) -> bool:
     if error is not raised and isinstance(error, AttributeError):
         return True  # where one transfer fails to connect, the client closes what the others are about to use
     if isinstance(error, HfHubHTTPError):
-        return _status(error) in (408, 429) or _status(error) >= 500
+        # 412: the branch has moved on since it was looked at
+        return _status(error) in (408, 412, 429) or _status(error) >= 500
     if _of_storage(raised):
         return "HTTP status client error" not in str(error)
     # an answer that is no JSON comes from something in between

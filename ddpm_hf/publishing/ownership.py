@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from ddpm_hf import __version__
 from ddpm_hf.errors import UserError
-from ddpm_hf.files import sha256_of
+from ddpm_hf.files import put_in_place, sha256_of
 
 LIST = "publication.json"  # the SHA-256 of every other file, by name
 _LITTER = frozenset({".DS_Store", ".ipynb_checkpoints", "Thumbs.db", "__pycache__"})  # of desktops, notebooks, Python
@@ -31,7 +31,8 @@ def files_of(folder: Path) -> list[str]:
 
 def write_list(folder: Path) -> None:
     """The last file of a folder."""
-    about = {"ddpm_hf": __version__, "files": {name: sha256_of(folder / name) for name in files_of(folder)}}
+    names = [name for name in files_of(folder) if name != LIST]
+    about = {"ddpm_hf": __version__, "files": {name: sha256_of(folder / name) for name in names}}
     (folder / LIST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
@@ -57,6 +58,19 @@ def check_place(folder: Path, option: str = "--out") -> None:
         raise UserError(f"{folder}: {found}; move it, or choose another {option}")
     if Path.cwd().is_relative_to(folder.resolve()):
         raise UserError(f"{option}: {folder} would be replaced, and is where this was started; start elsewhere")
+
+
+def replace(folder: Path, new: Path, option: str = "--out") -> None:
+    """`new` takes the place of `folder`, whole or not at all. Raises `UserError` where it cannot, as `check_place` does."""
+    try:
+        check_place(folder, option)  # it took long to make `new`
+        put_in_place(new, folder)
+    except UserError as error:
+        raise UserError(f"{error}; what is finished is in {new}") from None
+    except OSError as error:
+        raise UserError(
+            f"{option}: {folder} cannot be replaced: {error.strerror or error}; what is finished is in {new}"
+        ) from None
 
 
 def _foreign(folder: Path) -> str | None:

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,11 @@ from tqdm import tqdm
 
 from ddpm_hf.errors import UserError
 from ddpm_hf.export import VARIANTS
-from ddpm_hf.files import beside, put_in_place
+from ddpm_hf.files import beside
 from ddpm_hf.publishing.card import Card
 from ddpm_hf.publishing.check import Job, code_of, difference, run_elsewhere
 from ddpm_hf.publishing.folder import build
-from ddpm_hf.publishing.ownership import check_place, held
+from ddpm_hf.publishing.ownership import check_place, held, replace
 from ddpm_hf.publishing.run import Run, read_run
 from ddpm_hf.publishing.snippets import drawn_by_run, num_passes, snippets, variant_snippet
 
@@ -47,6 +48,9 @@ def publish(
     for variant in variants:
         if variant not in VARIANTS:
             raise UserError(f"--variant: {variant!r} is none; choose from {', '.join(VARIANTS)}")
+    for option, given in (("private", private), ("revision", revision)):
+        if given and push is None:
+            raise UserError(f"--{option}: is of a repository; name one with --push OWNER/NAME, or leave it out")
     variants = list(dict.fromkeys(variants))
     final = place_of(run, out)
     found = read_run(run)
@@ -60,11 +64,11 @@ def publish(
         check_destination(push, revision)
     with held(final):
         _make(final, found, variants, push, revision, license, None if samples is None else Path(samples))
-    if push is not None:
-        from ddpm_hf.publishing.upload import upload
+        if push is not None:
+            from ddpm_hf.publishing.upload import upload
 
-        step = "" if found.state is None else f", step {found.state['step']:,}"
-        print(upload(final, push, private=private, revision=revision, message=f"{found.name}{step}"), flush=True)
+            step = "" if found.state is None else f", step {found.state['step']:,}"
+            print(upload(final, push, private=private, revision=revision, message=f"{found.name}{step}"), flush=True)
     return final
 
 
@@ -80,26 +84,19 @@ def _make(
     """The folder, checked, in its place."""
     new, failed = beside(final, "new"), _failed(final)
     shutil.rmtree(new, ignore_errors=True)
-    called, branch = push or found.recipe.run.name, revision if push else None
-    code = snippets(found, called, branch)
-    card = Card(found, code, variants, license or found.license)
+    called = push or final.name
+    code = snippets(found, called, revision)
+    card = Card(found, code, variants, license or found.license, None if push else called)
     build(new, found, card, variants, samples)
     try:
-        _check(new, found, called, branch, variants)
+        _check(new, found, called, revision, variants)
     except UserError as error:
-        _put(new, failed)
+        replace(failed, new)
         raise UserError(f"{failed}: does not work without this package: {error}") from None
-    _put(new, final)
-    shutil.rmtree(failed, ignore_errors=True)
-
-
-def _put(new: Path, final: Path) -> None:
-    try:
-        put_in_place(new, final)
-    except OSError as error:
-        raise UserError(
-            f"--out: {final} cannot be replaced: {error.strerror or error}; what is finished is in {new}, to be moved by hand"
-        ) from None
+    replace(final, new)
+    with suppress(UserError):  # somebody works in it
+        check_place(failed)
+        shutil.rmtree(failed, ignore_errors=True)
 
 
 def place_of(run: str | Path, out: str | Path | None) -> Path:

@@ -13,8 +13,8 @@ from ddpm_hf.app.models import names_of
 from ddpm_hf.config.checks import REPO_ID
 from ddpm_hf.config.files import shipped_configs
 from ddpm_hf.errors import UserError
-from ddpm_hf.files import beside, put_in_place
-from ddpm_hf.publishing.ownership import check_place, write_list
+from ddpm_hf.files import beside
+from ddpm_hf.publishing.ownership import check_place, replace, write_list
 
 # of what setup.cfg lists, what the demo imports; Gradio comes with the Space
 REQUIREMENTS = ("accelerate", "diffusers", "filelock", "markdown-it-py", "matplotlib", "numpy", "pillow", "pydantic", "pyyaml",
@@ -55,7 +55,7 @@ def write_space(folder: Path, models: Sequence[str]) -> Path:
         _readme(names_of(models), [m for m, s in sources.items() if s is None]), encoding="utf-8"
     )
     write_list(folder)
-    put_in_place(folder, final)
+    replace(final, folder)
     return final
 
 

@@ -31,7 +31,7 @@ WAITS = (1, 5, 20)  # seconds before each new try; within one, the client tries 
 
 
 class EditedError(UserError):
-    """Says that the repository's card was edited on the Hub."""
+    """Says that the repository's card or model is not what the last push wrote."""
 
 
 def check_destination(repo_id: str, revision: str | None, option: str = "--push") -> None:
@@ -65,7 +65,8 @@ def check_destination(repo_id: str, revision: str | None, option: str = "--push"
                     f" {constants.ENDPOINT}/settings/tokens, or {LOGIN} to one that may"
                 ) from None
         else:
-            return _check_card(repo_id, revision)
+            _check_theirs(repo_id, revision)
+            return
         owners = _owners(user)
         if owner.lower() not in map(str.lower, owners):
             raise UserError(
@@ -98,68 +99,67 @@ def _may_create(user: dict, owner: str, repo_id: str) -> bool:
 
 
 def upload(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool,
-    revision: str | None,
-    repo_type: str = "model",
-    message: str,
-    progress: bool = True,
+    folder: Path, repo_id: str, *, private: bool, revision: str | None, message: str, progress: bool = True
 ) -> str:
-    """Makes the repository (`"model"`, or `"space"` for Gradio) and the branch if they are missing, and commits the folder's
-    files together; gives the commit's URL.
+    """Makes the repository and the branch if they are missing, and commits the folder's files together; gives the commit's
+    URL.
 
     What the repository's publication.json names, and `folder` no longer has, is deleted in the same commit, and nothing else.
-    What went up before a failure is not sent again. Raises `UserError` with one line, also where the card was edited on the
-    Hub; the folder stays.
+    What went up before a failure is not sent again. Raises `UserError` with one line, also where the Hub has another card or
+    model than the last push wrote; the folder stays.
     """
     folder = Path(folder)
     _check_id(repo_id, "--push")
     told = (f"{repo_id}: ", f"; {folder} stays as it is")
     _check_access(*told)
     with quiet(), in_time(), nullcontext() if progress else disable_progress_bars(), one_line(*told):
-        return patiently(lambda: _upload(folder, repo_id, private, revision, repo_type, message), WAITS, say=progress)
+        return patiently(lambda: _upload(folder, repo_id, private, revision, message), WAITS, say=progress)
 
 
-def _upload(folder: Path, repo_id: str, private: bool, revision: str | None, repo_type: str, message: str) -> str:
+def _upload(folder: Path, repo_id: str, private: bool, revision: str | None, message: str) -> str:
     """One try, from the beginning, since a try that failed may have come as far as the commit, whose answer was lost."""
-    api, where = HfApi(), {"repo_id": repo_id, "repo_type": repo_type}
-    sdk = {"space_sdk": "gradio"} if repo_type == "space" else {}
+    api = HfApi()
     # None leaves it to the organization's own rule
-    api.create_repo(**where, private=True if private else None, exist_ok=True, **sdk)
-    if private and not api.repo_info(**where).private:
+    api.create_repo(repo_id, private=True if private else None, exist_ok=True)
+    if private and not api.repo_info(repo_id).private:
         raise UserError(
             f"{repo_id} exists and is public, so that nothing was pushed to it; make it private in its settings, or push"
             " without --private"
         )
     if revision not in (None, constants.DEFAULT_REVISION):
-        api.create_branch(**where, branch=revision, exist_ok=True)
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
     local = {name: folder / name for name in files_of(folder)}
-    earlier = _check_card(**where, revision=revision)
-    there = set(api.list_repo_files(**where, revision=revision))
+    head = api.repo_info(repo_id, revision=revision).sha
+    earlier = _check_theirs(repo_id, head)
+    there = set(api.list_repo_files(repo_id, revision=head))
     gone = [name for name in sorted(there.intersection(earlier)) if name not in local]
     operations = [CommitOperationDelete(name, is_folder=False) for name in gone]
     operations += [CommitOperationAdd(name, file) for name, file in local.items()]
-    # not upload_folder, which may split a commit that fails and leave half of it
-    return api.create_commit(**where, operations=operations, commit_message=message, revision=revision).commit_url
+    # not upload_folder, which may split a commit that fails and leave half of it; on what was looked at, and nothing newer
+    commit = api.create_commit(
+        repo_id, operations=operations, commit_message=message, revision=revision, parent_commit=head
+    )
+    return commit.commit_url
 
 
-def _check_card(repo_id: str, revision: str | None, repo_type: str = "model") -> dict[str, str]:
-    """The SHA-256 of what an earlier push wrote, by name. Raises `EditedError` where its card is no longer as it wrote it."""
-    written = listed(_read(repo_id, revision, repo_type, LIST) or b"") or {}
-    card = _read(repo_id, revision, repo_type, "README.md") if "README.md" in written else None
-    if card is not None and hashlib.sha256(card).hexdigest() != written["README.md"]:
-        raise EditedError(
-            f"{repo_id}: its README.md was edited on the Hub, so that nothing was pushed; keep what you need of it, delete it"
-            " there, and push again"
-        )
+def _check_theirs(repo_id: str, revision: str | None) -> dict[str, str]:
+    """The SHA-256 of what an earlier push wrote, by name. Raises `EditedError` where the repository's card is not as it wrote
+    it, or where the card or the model is none of a push."""
+    written = listed(_read(repo_id, revision, LIST) or b"") or {}
+    for name in ("README.md", "model_index.json"):
+        found = _read(repo_id, revision, name)
+        if found is not None and hashlib.sha256(found).hexdigest() != written.get(name):
+            how = "was edited on the Hub" if name in written else "is none that ddpm-hf publish wrote"
+            raise EditedError(
+                f"{repo_id}: its {name} {how}, so that nothing was pushed; keep what you need of it, delete it there, and push"
+                " again"
+            )
     return written
 
 
-def _read(repo_id: str, revision: str | None, repo_type: str, name: str) -> bytes | None:
+def _read(repo_id: str, revision: str | None, name: str) -> bytes | None:
     """A small file of a repository; None where it, or the branch, is not there."""
-    url = hf_hub_url(repo_id, name, repo_type=repo_type, revision=revision)
+    url = hf_hub_url(repo_id, name, revision=revision)
     response = get_session().get(url, headers=build_hf_headers())
     if response.status_code == 404:
         return None

@@ -64,6 +64,8 @@ class Repo:
         """Lines of the commit's ndjson; gives its id."""
         head, *changes = lines
         last = self.commit_of(revision)
+        if head["value"].get("parentCommit", last.oid) != last.oid:
+            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         files = dict(last.files)
         for change in changes:
             value = change["value"]

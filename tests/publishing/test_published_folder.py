@@ -14,6 +14,7 @@ from ddpm_hf.cli import main
 from ddpm_hf.config import load_recipe
 from ddpm_hf.errors import UserError
 from ddpm_hf.loading import load_pipeline
+from ddpm_hf.publishing import publish as publishing
 from ddpm_hf.publishing.card import Card
 from ddpm_hf.publishing.check import Job, code_of, difference, run_elsewhere
 from ddpm_hf.publishing.folder import build
@@ -199,6 +200,20 @@ def test_a_published_folder_that_somebody_changed_is_left_alone(trained, tmp_pat
     assert "desk" in (folder / "README.md").read_text() or (folder / "LICENSE").exists()
 
 
+def test_a_folder_that_somebody_changes_while_the_next_is_made_is_left_alone(trained, tmp_path, monkeypatch):
+    folder = tmp_path / "hub"
+    make(trained[0]["custom"], folder, "x")
+
+    def note(*_):
+        (folder / "README.md").write_text("With a photograph of my desk.")
+
+    monkeypatch.setattr(publishing, "_check", note)  # which takes a while
+    with pytest.raises(UserError, match=r"README.md in it is not as ddpm-hf .*; what is finished is in (.*)$") as error:
+        publish(trained[0]["custom"], folder)
+    assert (folder / "README.md").read_text() == "With a photograph of my desk."
+    assert (Path(str(error.value).rpartition(" ")[2]) / "model_index.json").is_file()
+
+
 # ---- mistakes
 
 
@@ -225,6 +240,9 @@ def test_what_is_no_run_with_a_pipeline_gets_one_line(trained, published, tmp_pa
         assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="--variant: 'fp8' is none; choose from fp16, bf16"):
         publish(runs["stock"], tmp_path / "out", variants=["fp8"])
+    for option in ({"private": True}, {"revision": "trial"}):
+        with pytest.raises(UserError, match=rf"--{next(iter(option))}: is of a repository; name one with --push"):
+            publish(runs["stock"], tmp_path / "out", **option)
     with pytest.raises(UserError, match=r"--out: .* is the run folder itself"):
         publish(runs["stock"], runs["stock"])
 

@@ -1,5 +1,6 @@
 """Folders pushed to a stand-in for the Hub, and what is told where that fails."""
 
+import base64
 import hashlib
 import os
 
@@ -52,6 +53,7 @@ def contents(folder):
 
 
 def push(folder, repo_id="ada/digits", **options):
+    write_list(folder)
     return upload(folder, repo_id, **{"private": False, "revision": None, "message": "digits, step 8", **options})
 
 
@@ -89,13 +91,6 @@ def test_private_and_a_branch_are_made_as_asked(hub, folder):
     assert hub.files("ada-lab/secret", "main") == contents(folder)
 
 
-def test_a_space_is_of_gradio(hub, tmp_path):
-    space = write(tmp_path / "space", {"README.md": b"---\nsdk: gradio\n---\n", "app.py": b"pass\n"})
-    url = push(space, repo_type="space")
-    assert url.startswith(f"{hub.url}/spaces/ada/digits/commit/")
-    assert hub.files("ada/digits", kind="spaces") == contents(space)
-
-
 def test_what_is_private_is_never_pushed_to_a_public_repository(hub, folder):
     push(folder)
     (folder / "secret.txt").write_text("secret")
@@ -110,28 +105,49 @@ def add_by_hand(hub, **files):
 
 def test_what_an_earlier_push_wrote_goes_in_the_same_commit_and_nothing_else(hub, folder):
     (folder / "quality.png").write_bytes(b"a picture")
-    write_list(folder)
     push(folder)
     by_hand = {"LICENSE": b"mine", "handler.py": b"pass", "unet/notes.txt": b"mine"}
     add_by_hand(hub, **by_hand)
     for name in ("pipeline.py", "quality.png", "vae/coder.py", "vae/b.safetensors"):
         (folder / name).unlink()
     (folder / "vae").rmdir()
-    write_list(folder)
     push(folder, message="second")
     assert hub.messages("ada/digits") == ["digits, step 8", "second"]
     assert hub.files("ada/digits") == contents(folder) | by_hand
 
 
-def test_where_nothing_says_what_an_earlier_push_wrote_all_stays(hub, folder):
+@pytest.mark.parametrize("name", ["README.md", "model_index.json"])
+def test_what_no_push_wrote_is_kept(hub, folder, name):
+    """A repository made on the Hub's page with a card of its own, or the id of another model by mistake."""
+    push(folder / "unet")  # a repository without a card
+    add_by_hand(hub, **{name: b"mine", "LICENSE": b"mine"})
+    expected = (
+        f"ada/digits: its {name} is none that ddpm-hf publish wrote, so that nothing was pushed; keep what you need"
+    )
+    assert told(check_destination, "ada/digits", None).startswith(expected)
+    assert told(push, folder).startswith(expected)
+    assert hub.files("ada/digits")[name] == b"mine"
+    assert len(hub.messages("ada/digits")) == 1
+
+
+def test_a_card_that_is_edited_during_the_upload_is_kept(hub, folder):
     push(folder)
-    (folder / "pipeline.py").unlink()
-    push(folder)
-    assert "pipeline.py" in hub.files("ada/digits")
+    (folder / "README.md").write_text(CARD + "A newer one.\n")
+    (folder / "unet" / "a.safetensors").write_bytes(os.urandom(1000))
+    change = {"path": "README.md", "content": base64.b64encode(b"Found nowhere else.").decode()}
+    lines = [{"key": "header", "value": {"summary": "by hand"}}, {"key": "file", "value": change}]
+
+    def edited():
+        repo = hub.repos["models", "ada/digits"]
+        return len(hub.messages("ada/digits")) > 1 or repo.add_commit("main", lines)
+
+    hub.hold("PUT /storage", edited)
+    assert "its README.md was edited on the Hub, so that nothing was pushed" in told(push, folder)
+    assert hub.files("ada/digits")["README.md"] == b"Found nowhere else."
+    assert hub.messages("ada/digits") == ["digits, step 8", "by hand"]
 
 
 def test_a_card_that_was_edited_on_the_hub_is_kept(hub, folder):
-    write_list(folder)
     push(folder)
     push(folder)  # which the list itself does not hinder
     edited = CARD.encode() + b"Found nowhere else.\n"

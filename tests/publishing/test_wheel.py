@@ -1,10 +1,12 @@
 """The package as a wheel, installed where this checkout is not."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import ROOT
@@ -37,7 +39,6 @@ def test_the_wheel_has_all_it_needs(installed, trained, tmp_path):
     elsewhere = {"cwd": tmp_path, "env": {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}}
     for place in run(installed / "python", "-c", ABOUT, **elsewhere).split():
         assert Path(place).is_relative_to(installed.parent)
-    assert "--max_images" in run(installed / "ddpm-hf", "demo", "--help", **elsewhere)
     store = tmp_path / "prepared"
     said = run(installed / "ddpm-hf", "prepare", "quickstart", "--data.store", store, **elsewhere)
     assert f"1,797 images in {store}" in said
@@ -46,3 +47,21 @@ def test_the_wheel_has_all_it_needs(installed, trained, tmp_path):
     assert (out / "unet" / "peng.py").is_file()
     assert (tmp_path / "hub-space" / "ddpm_hf" / "app" / "style.css").is_file()
     assert (tmp_path / "hub-space" / "ddpm_hf" / "configs" / "quickstart.yaml").is_file()
+
+
+def test_its_demo_draws(installed, trained, tmp_path):
+    elsewhere = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [installed / "ddpm-hf", "demo", trained[0]["custom"]]
+    demo = subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=elsewhere, stdout=subprocess.PIPE, text=True)
+    try:
+        url = re.search(r"http://\S+", demo.stdout.readline())[0]
+        name = Path(trained[0]["custom"]).name
+        data = [2, 0, name, None, "ddim", 2, 1, 0, None]
+        event = httpx.post(f"{url}gradio_api/call/draw", json={"data": data}).raise_for_status().json()["event_id"]
+        answer = httpx.get(f"{url}gradio_api/call/draw/{event}", timeout=120).text
+        assert "event: complete" in answer
+        assert "000001.png" in answer
+    finally:
+        demo.terminate()
+        assert demo.wait(60) == 0
+        demo.stdout.close()
