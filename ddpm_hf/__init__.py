@@ -2,7 +2,7 @@
 
     import ddpm_hf
 
-    recipe = ddpm_hf.load_recipe("quickstart", {"run.name": "mine"})
+    recipe = ddpm_hf.load_recipe("quickstart", {"run.name": "first", "train.max_steps": 600})
     run = ddpm_hf.train(recipe)                   # the run folder; again, and it goes on where it ended
     model = ddpm_hf.load_model(run)
     images = ddpm_hf.sample(model, 16, steps=100)  # uint8 (16, C, H, W)

@@ -8,18 +8,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
+import ddpm_hf
 import train_autoencoder
 import train_cfg_latent
 import train_unconditional
 from ddpm_hf.cli import parse
 from ddpm_hf.cli.recipes import read_recipe, recipe_from
-from ddpm_hf.config import AutoencoderRecipe, Recipe, recipe_kind, setting_keys
+from ddpm_hf.config import AutoencoderRecipe, Recipe, load_recipe, recipe_kind, setting_keys
 from ddpm_hf.errors import UserError
 from ddpm_hf.studies.study import load_study
 
@@ -146,6 +148,53 @@ def test_code_and_settings_are_right(page):
         section, _, name = key.partition(".")
         if section in sections and name not in ("py", "failed"):  # a file's suffix, a folder's
             assert key in keys, key
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_environment_is_activated_before_its_commands(page, readers_folder):
+    """In the first block that has them; `make` needs none."""
+    of_environment = ("ddpm-hf", "python", "accelerate", "torchrun")
+    for block in blocks(page.read_text(), "bash"):
+        programs = [command[0] for command in commands(block)]
+        if any(program in of_environment for program in programs):
+            assert "source" in programs, page.name  # .venv/bin/activate
+            return
+
+
+# ---- Python
+
+
+def test_what_python_trains_has_a_name_of_its_own():
+    """Neither README's commands nor the quickstart may have trained it with other settings; the docstring's is the same run."""
+    readme = (ROOT / "README.md").read_text()
+    taken = set(re.findall(r"runs/([\w-]+)", readme)) | set(re.findall(r"(\w+)\.yaml", readme))
+    assert {"quickstart", "mine"} <= taken
+    docstring = "".join(re.findall(r"^    .*\n", ddpm_hf.__doc__, flags=re.MULTILINE))
+    recipes = []
+    for code in ("".join(blocks(readme, "python")), textwrap.dedent(docstring)):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ddpm_hf.load_recipe":
+                recipes.append(load_recipe(*map(ast.literal_eval, node.args)))
+    assert len(recipes) == 2 and recipes[0] == recipes[1]
+    assert recipes[0].run.name not in taken
+
+
+@pytest.mark.slow
+def test_the_readme_s_python_runs_after_the_quickstart(tmp_path):
+    """With fewer steps than it says, but others than the quickstart's."""
+    code = "".join(blocks((ROOT / "README.md").read_text(), "python"))
+    for before, after in (
+        ('"train.max_steps": 600', '"train.max_steps": 8, "train.warmup_steps": 2, "sample.steps": 3'),
+        ("steps=100", "steps=3"),
+    ):
+        assert before in code
+        code = code.replace(before, after)
+    settings = {"train.max_steps": 6, "train.warmup_steps": 2, "sample.steps": 3}
+    quickstart = f"ddpm_hf.train(ddpm_hf.load_recipe('quickstart', {settings}))"
+    (tmp_path / "readme.py").write_text(f"import ddpm_hf\n{quickstart}\n{code}\nassert images.shape == (16, 1, 8, 8)\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "readme.py"], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "digit.png").is_file()
 
 
 # ---- links
