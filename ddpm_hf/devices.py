@@ -17,6 +17,9 @@ def device_of(option: str | torch.device | None) -> torch.device:
     """What `--device` names, the default without it. Raises `UserError` where this machine has no such device."""
     if option is None:
         return default_device()
+    # a number is an accelerator's, as torch takes it; "meta" has no memory
+    if isinstance(option, bool) or not isinstance(option, str | int | torch.device) or str(option).startswith("meta"):
+        raise UserError(f"--device: {option} should be a device that computes, such as cpu or cuda:1")
     try:
         return torch.zeros(1, device=option).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts

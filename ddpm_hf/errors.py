@@ -20,20 +20,28 @@ class UnreachableError(UserError):
 
 
 @contextmanager
+def full_disks_told() -> Iterator[None]:
+    """A full disk or a quota that is reached becomes a `UserError`, wherever it was met."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ProcessError(
+            f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room and run the same command again"
+        ) from None
+
+
+@contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends a command with one line and exit code 2 where a `UserError` or a full disk reaches it, never a traceback."""
     try:
-        yield
+        with full_disks_told():
+            yield
     except UserError as error:
         # a mistake that all processes of a machine find is told once
         if isinstance(error, ProcessError) or int(os.environ.get("LOCAL_RANK", 0)) == 0:
             _tell(str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        _tell(
-            f"{error.filename or 'a file'} cannot be written: {error.strerror}; make room and run the same command again"
-        )
     except KeyboardInterrupt:  # outside of a training loop, which answers it by itself
         if int(os.environ.get("RANK", 0)) == 0:
             print("interrupted; the same command goes on", file=sys.stderr, flush=True)

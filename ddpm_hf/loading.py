@@ -1,5 +1,6 @@
 """A model from a run folder, a pipeline folder or the Hub."""
 
+import os
 from inspect import signature
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def load_pipeline(source: str) -> ImageGenerationPipeline:
 
     Code that lies beside the weights is never run: this package has its own of the same name, or refuses.
     """
+    source = os.path.expanduser(source)
     path = Path(source)
     if is_run(path):
         if (path / "autoencoder").is_dir():

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,7 +65,7 @@ def shipped_configs() -> Path | None:
 
 def recipe_path(name: str) -> Path:
     """A recipe file from its path, or from the name of one that comes with the package (`quickstart`)."""
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     if path.is_file():
         return path
     shipped = shipped_configs()
@@ -141,7 +142,7 @@ def load_recipe(
     _override(tree, overrides or {}, kind)
     # JSON carries what YAML can say, and lets strict types still take lists as tuples
     try:
-        recipe = kind.model_validate_json(json.dumps(tree, default=str))
+        recipe = kind.model_validate_json(json.dumps(tree, default=_as_yaml))
     except ValidationError as error:
         problems = error.errors()
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -155,6 +156,11 @@ def load_recipe(
             f"{file}: run.name: {name!r} should be a plain folder name; the folder above it is run.output_dir"
         )
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": name})})
+
+
+def _as_yaml(value: Any) -> Any:
+    """NumPy's numbers as Python's; of anything else its text, which the setting's type refuses by name."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _override(tree: dict[str, dict[str, Any]], overrides: dict[str, Any], kind: type[AnyRecipe]) -> None:

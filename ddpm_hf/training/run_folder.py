@@ -1,6 +1,7 @@
 """The run folder: where everything about one run lies."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,7 @@ class RunFolder:
     """`<run.output_dir>/<run.name>/`."""
 
     def __init__(self, recipe: AnyRecipe) -> None:
-        self.path = Path(recipe.run.output_dir) / recipe.run.name
+        self.path = Path(os.path.expanduser(recipe.run.output_dir)) / recipe.run.name
         self.recipe_file = self.path / "recipe.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
