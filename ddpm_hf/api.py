@@ -1,6 +1,6 @@
 """The public Python interface, offered as `ddpm_hf.…`: what the commands do, as functions.
 
-Mistakes raise `UserError` with one line: what is wrong, and what would be right.
+Mistakes, and a full disk, raise `UserError` with one line: what is wrong, and what would be right.
 """
 
 import re
@@ -20,14 +20,14 @@ import ddpm_hf
 from ddpm_hf import config
 from ddpm_hf.config import AnyRecipe, AutoencoderRecipe, did_you_mean, recipe_kind, setting_keys
 from ddpm_hf.devices import device_of
-from ddpm_hf.errors import UserError
+from ddpm_hf.errors import UserError, full_disks_told
 from ddpm_hf.loading import load_pipeline
 from ddpm_hf.measuring import Request, measure
 from ddpm_hf.metric_names import DEFAULT_METRICS, METRICS
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.publishing import publish as publishing
 from ddpm_hf.sampling import Sampling, checked, draw
-from ddpm_hf.training.accelerator import forget_accelerator
+from ddpm_hf.training.accelerator import own_accelerator
 from ddpm_hf.training.run_folder import RunFolder
 from ddpm_hf.training.script import warn
 
@@ -37,13 +37,14 @@ Source = str | Path  # a run folder, a pipeline folder or a Hub id
 _OTHER_NAMES = {"class": "class_label", "variant": "variants"}
 
 
-def _arguments_by_their_names(function: Callable) -> Callable:
-    """The messages name a command's options; here they are arguments."""
+def _one_line_mistakes(function: Callable) -> Callable:
+    """A full disk is a `UserError`, whose messages name a command's options; here they are arguments."""
 
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            with full_disks_told():
+                return function(*args, **kwargs)
         except UserError as error:
             text = re.sub(r"(?<!\S)--([a-z_]+)", lambda found: _OTHER_NAMES.get(found[1], found[1]), str(error))
             raise type(error)(text) from None
@@ -51,7 +52,7 @@ def _arguments_by_their_names(function: Callable) -> Callable:
     return wrapped
 
 
-@_arguments_by_their_names
+@_one_line_mistakes
 def load_recipe(name_or_path: Source, overrides: Mapping[str, Any] | None = None) -> AnyRecipe:
     """A recipe file, or one that comes with the package, with some settings changed.
 
@@ -69,7 +70,7 @@ def load_recipe(name_or_path: Source, overrides: Mapping[str, Any] | None = None
     return config.load_recipe(name_or_path, dict(overrides or {}), kind)
 
 
-@_arguments_by_their_names
+@_one_line_mistakes
 def train(recipe: AnyRecipe) -> Path:
     """Trains a recipe's model to its end; a denoiser of pixels or of latents, or an autoencoder, as the recipe says.
 
@@ -79,8 +80,9 @@ def train(recipe: AnyRecipe) -> Path:
 
     Raises `UserError` before the first step for a run folder that is in use or was begun with another recipe, for images
     that do not fit the recipe, and for hardware without the recipe's precision; while training for weights that are no
-    longer finite, a full disk or memory. `KeyboardInterrupt` where Ctrl-C ended it (a notebook's "interrupt"): the step
-    under way has been finished and a checkpoint saved. SIGTERM does the same, and raises `SystemExit`.
+    longer finite, a full disk or memory. Ctrl-C while it trains (a notebook's "interrupt") lets it finish the step under
+    way, saves a checkpoint and raises `KeyboardInterrupt("stopped and saved; …")`; without these words nothing more was
+    saved: images were still being prepared, or it was a second Ctrl-C. SIGTERM does as the first, and raises `SystemExit`.
     Source: Ho et al. (2020), algorithm 1; `ddpm_hf.training.loop`.
     """
     if not isinstance(recipe, AnyRecipe):
@@ -91,9 +93,9 @@ def train(recipe: AnyRecipe) -> Path:
         name = "train_unconditional" if recipe.autoencoder.source is None else "train_cfg_latent"
         warn(recipe)
     script = _script(name)
-    forget_accelerator()
     try:
-        script.train(recipe)
+        with own_accelerator():
+            script.train(recipe)
     except SystemExit as end:
         if end.code != 130:
             raise
@@ -101,7 +103,7 @@ def train(recipe: AnyRecipe) -> Path:
     return RunFolder(recipe).path
 
 
-@_arguments_by_their_names
+@_one_line_mistakes
 def load_model(source: Source, device: str | torch.device | None = None) -> ImageGenerationPipeline:
     """The model of a run folder, a pipeline folder or a Hub id: averaged weights, float32, ready to draw.
 
@@ -114,7 +116,7 @@ def load_model(source: Source, device: str | torch.device | None = None) -> Imag
     return load_pipeline(str(source)).to(device)
 
 
-@_arguments_by_their_names
+@_one_line_mistakes
 def sample(
     model: Source | ImageGenerationPipeline,
     num_images: int = 16,
@@ -154,7 +156,7 @@ def sample(
     return images
 
 
-@_arguments_by_their_names
+@_one_line_mistakes
 def evaluate(
     model: Source,
     *,
@@ -206,9 +208,12 @@ def evaluate(
             f"model: a {type(model).__name__} should be where a model or images are, which the record names"
         )
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    for name, given, choices in (*(("metrics", m, METRICS) for m in metrics), ("precision", precision, PRECISIONS)):
-        if given not in choices:
-            raise UserError(f"{name}: {given!r} should be one of {', '.join(choices)}")
+    for name in metrics:
+        if name not in METRICS:
+            hint = did_you_mean(str(name), list(METRICS)) or f"; choose from {', '.join(METRICS)}"
+            raise UserError(f"metrics: {name!r} is no metric{hint}")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision: {precision!r} should be one of {', '.join(PRECISIONS)}")
     counts = {"num_images": num_images, "reference_images": reference_images}
     texts = {"reference": reference, "extractor_weights": extractor_weights, "neighbours": neighbours, "out": out}
     texts |= {"device": device}
@@ -233,7 +238,12 @@ def evaluate(
     return measured.record
 
 
-publish = _arguments_by_their_names(publishing.publish)
+@_one_line_mistakes
+@wraps(publishing.publish)
+def publish(run: Source, *args: Any, variants: str | Sequence[str] = (), **kwargs: Any) -> Path:
+    if not isinstance(run, Source):
+        raise UserError(f"run: a {type(run).__name__} should be a run folder, such as ddpm_hf.train gives")
+    return publishing.publish(run, *args, variants=[variants] if isinstance(variants, str) else variants, **kwargs)
 
 
 def _script(name: str) -> ModuleType:
@@ -263,10 +273,12 @@ def _sampling(
         and all(isinstance(end, Real) and end >= 0 for end in interval)
     ):
         raise UserError(f"guidance_interval: {interval!r} should be a pair of noise levels, the lower first")
-    return Sampling(sampler, steps, eta, class_label, guidance_scale, guidance_interval)
+    # floats of NumPy too, which JSON does not know
+    interval = None if interval is None else (float(interval[0]), float(interval[1]))
+    return Sampling(sampler, steps, float(eta), class_label, float(guidance_scale), interval)
 
 
 def _whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise UserError(f"{name}: {value!r} should be a whole number of at least {least}")
-    return int(value)  # of NumPy too, which JSON does not know
+    return int(value)  # of NumPy too

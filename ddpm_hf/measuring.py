@@ -25,7 +25,7 @@ from ddpm_hf.loading import is_run, load_pipeline
 from ddpm_hf.metric_names import DEFAULT_METRICS
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 from ddpm_hf.sampling import Sampling, checked
-from ddpm_hf.training.accelerator import forget_accelerator
+from ddpm_hf.training.accelerator import own_accelerator
 
 NUM_IMAGES = 5000
 _MODEL = ("weights", "autoencoder", "scheduler", "variance_exponent")  # of a record; None of images
@@ -94,7 +94,21 @@ def measure(asked: Request) -> Measured | None:
         path = getattr(asked, option)
         if path is not None and Path(path).suffix.lower() != suffix:
             raise UserError(f"--{option}: {path} should be a {suffix} file")
-    state = _start(asked.device)
+    many = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if many and asked.device not in (None, "cpu"):
+        raise UserError(
+            f"--device: {asked.device} cannot be for each of several processes, which have devices of their own"
+        )
+    device = device_of(asked.device)
+    with own_accelerator():
+        # processes wait while the main one compares features, which may take a while
+        state = PartialState(cpu=device.type == "cpu", timeout=timedelta(hours=6))
+        if not many:
+            state.device = device
+        return _measure(asked, state)
+
+
+def _measure(asked: Request, state: PartialState) -> Measured | None:
     subject = _subject(asked, state)
     of_images = [name for name in dict.fromkeys(asked.metrics) if name in METRICS]
     others, about_others = _others(asked, subject, state)
@@ -116,9 +130,9 @@ def measure(asked: Request) -> Measured | None:
     about = _about(asked.model, subject)
     if subject.pipe is not None:
         settings["precision"] = asked.precision
-    out = Path(asked.out) if asked.out else _place(subject, about, asked.model, settings)
+    out = Path(os.path.expanduser(asked.out)) if asked.out else _place(subject, about, asked.model, settings)
     _check_writable(out, "--out")
-    page_file = None if asked.neighbours is None else Path(asked.neighbours)
+    page_file = None if asked.neighbours is None else Path(os.path.expanduser(asked.neighbours))
     if page_file is not None:
         _check_writable(page_file, "--neighbours")
     evaluation = evaluator(subject.images, others, nearest=page_file is not None)
@@ -146,22 +160,8 @@ def _check_writable(file: Path, option: str) -> None:
         raise UserError(f"{option}: {file} cannot be written: {problem}")
 
 
-def _start(device: str | None) -> PartialState:
-    """This process among those of a launcher, or alone."""
-    forget_accelerator()
-    many = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if many and device not in (None, "cpu"):
-        raise UserError(f"--device: {device} cannot be for each of several processes, which have devices of their own")
-    found = device_of(device)
-    # processes wait while the main one compares features, which may take a while
-    state = PartialState(cpu=found.type == "cpu", timeout=timedelta(hours=6))
-    if not many:
-        state.device = found
-    return state
-
-
 def _subject(asked: Request, state: PartialState) -> _Subject:
-    path = Path(asked.model).expanduser()
+    path = Path(os.path.expanduser(asked.model))
     of_run = is_run(path)
     is_images = path.is_dir() and not of_run and not (path / "model_index.json").is_file()
     if is_images or (path.suffix == ".npz" and path.is_file()):

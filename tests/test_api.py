@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 import ddpm_hf
@@ -89,6 +91,13 @@ def test_a_recipe_with_some_settings_changed():
     recipe = ddpm_hf.load_recipe("quickstart", {"train.max_steps": 700, "data.resolution": (8, 8)})
     assert (recipe.train.max_steps, recipe.data.resolution, recipe.run.name) == (700, (8, 8), "quickstart")
     assert isinstance(ddpm_hf.load_recipe("latent/digits_autoencoder"), AutoencoderRecipe)
+    of_numpy = {
+        "train.max_steps": np.int64(700),
+        "train.learning_rate": np.float32(0.5),
+        "data.resolution": [np.int64(8)] * 2,
+    }
+    recipe = ddpm_hf.load_recipe("quickstart", of_numpy)
+    assert (recipe.train.max_steps, recipe.train.learning_rate, recipe.data.resolution) == (700, 0.5, (8, 8))
     Path("mine.yaml").write_text("data: {source: digits, resolution: 64, channels: 1}\ntrain: {max_steps: 3}\n")
     assert ddpm_hf.load_recipe(Path("mine.yaml")).run.name == "mine"
 
@@ -180,6 +189,36 @@ def test_what_ends_a_training_before_its_first_step_lets_go_of_the_run_folder(mo
     assert (ddpm_hf.train(tiny("early")) / "pipeline" / "model_index.json").is_file()
 
 
+def test_a_full_disk_is_one_line():
+    Path("runs/full").mkdir(parents=True)
+    Path("runs/full/metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ddpm_hf.UserError, match=r"^a file cannot be written: No space left on device; make room"):
+        ddpm_hf.train(tiny("full"))
+
+
+@pytest.fixture
+def own_accelerator():
+    """A caller's."""
+    yield Accelerator(mixed_precision="bf16", gradient_accumulation_steps=3)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_a_caller_s_own_accelerator_goes_on(run, extractor, own_accelerator):
+    device = own_accelerator.device
+
+    def is_as_it_was():
+        own = own_accelerator
+        return (own.device, own.mixed_precision, own.gradient_accumulation_steps) == (device, "bf16", 3)
+
+    ddpm_hf.evaluate(run, extractor=extractor, metrics="frechet", num_images=4, steps=2, out="record.json")
+    assert is_as_it_was()
+    assert ddpm_hf.train(tiny("beside")).is_dir() and is_as_it_was()
+    with pytest.raises(ddpm_hf.UserError, match="no such file"):
+        ddpm_hf.evaluate(run, extractor="nowhere.pt")
+    assert is_as_it_was()
+
+
 def test_training_on_a_thread():
     """Which can take no signals."""
     found = []
@@ -264,9 +303,36 @@ def test_mistakes_in_drawing(run, options, message):
     assert str(error.value).startswith(message) and "--" not in str(error.value)
 
 
-def test_a_device_that_is_not_there(run):
-    with pytest.raises(ddpm_hf.UserError, match=r"^device: gpu cannot be used"):
-        ddpm_hf.load_model(run, device="gpu")
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "device: gpu cannot be used"),
+        ("meta", "device: meta should be a device that computes, such as cpu or cuda:1"),
+        (torch.device("meta"), "device: meta should be"),
+        (3.5, "device: 3.5 should be"),
+    ],
+)
+def test_a_device_that_is_not_there(run, device, message):
+    with pytest.raises(ddpm_hf.UserError) as error:
+        ddpm_hf.load_model(run, device=device)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_the_home_folder_by_its_short_name(extractor, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    Path(tmp_path / "home" / "mine.yaml").write_text(
+        "data: {source: digits, resolution: 64, channels: 1}\ntrain: {max_steps: 3}\n"
+    )
+    assert ddpm_hf.load_recipe("~/mine.yaml").run.name == "mine"
+    run = ddpm_hf.train(tiny(**{"run.output_dir": "~/runs"}))
+    assert run == tmp_path / "home" / "runs" / "tiny"
+    assert ddpm_hf.sample("~/runs/tiny", 1, steps=2).shape == (1, 1, 8, 8)
+    options = {"extractor": extractor, "metrics": "frechet", "num_images": 4, "steps": 2}
+    ddpm_hf.evaluate("~/runs/tiny", **options, out="~/record.json", neighbours="~/near.png")
+    assert (tmp_path / "home" / "record.json").is_file() and (tmp_path / "home" / "near.png").is_file()
+    with pytest.raises(ddpm_hf.UserError, match=r"^~nobody-of-that-name/x: no such folder"):
+        ddpm_hf.evaluate("~nobody-of-that-name/x")
 
 
 # ---- measuring
@@ -303,6 +369,17 @@ def test_the_record_is_the_command_s(run, extractor):
     }
 
 
+def test_numbers_of_numpy_are_numbers(run, extractor):
+    options = {"metrics": "frechet", "extractor": extractor, "sampler": "ddim"}
+    numbers = {"num_images": 4, "steps": 2, "eta": 0.5, "guidance_scale": 2, "guidance_interval": (0.5, 4)}
+    of_numpy = {name: np.float32(number) for name, number in numbers.items() if name in ("eta", "guidance_scale")}
+    of_numpy |= {"num_images": np.int64(4), "steps": np.int64(2), "guidance_interval": [np.float32(0.5), np.int64(4)]}
+    records = [ddpm_hf.evaluate(run, **options, **given, out="record.json") for given in (numbers, of_numpy)]
+    differing = {name for name, value in records[0].items() if records[1][name] != value}
+    assert differing <= {"date", "times", "reference_was_cached"}
+    assert json.loads(Path("record.json").read_text())["metrics"] == records[0]["metrics"]
+
+
 def test_measuring_and_training_in_turns(run, extractor):
     """Neither leaves its precision or device to the other; nor does the model's own, which is no."""
     options = {"metrics": ["frechet", "validation_loss"], "extractor": str(extractor), "num_images": 4, "steps": 2}
@@ -314,7 +391,7 @@ def test_measuring_and_training_in_turns(run, extractor):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metrics": "fid"}, "metrics: 'fid' should be one of frechet, kernel"),
+        ({"metrics": "fid"}, "metrics: 'fid' is no metric; did you mean frechet?"),
         ({"precision": "fp8"}, "precision: 'fp8' should be one of no, bf16, fp16"),
         ({"num_images": 1, "metrics": ["frechet"]}, "metrics: frechet needs at least 2 images"),
         ({"extractor": "nowhere.pt"}, "extractor: nowhere.pt: no such file"),
@@ -331,8 +408,11 @@ def test_mistakes_in_measuring(run, extractor, options, message):
 
 
 def test_publishing_names_its_arguments_too(run):
-    with pytest.raises(ddpm_hf.UserError, match=r"^variants: 'fp8' is none; choose from"):
-        ddpm_hf.publish(run, variants=["fp8"])
+    for variants in (["fp8"], "fp8"):
+        with pytest.raises(ddpm_hf.UserError, match=r"^variants: 'fp8' is none; choose from"):
+            ddpm_hf.publish(run, variants=variants)
+    with pytest.raises(ddpm_hf.UserError, match=r"^run: a int should be a run folder"):
+        ddpm_hf.publish(3)
 
 
 @pytest.mark.parametrize("name", ["sample", "evaluate"])

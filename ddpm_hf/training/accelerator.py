@@ -1,6 +1,8 @@
 """Processes, devices and mixed precision, and whether this machine has what the recipe asks for."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -31,6 +33,22 @@ def build_accelerator(recipe: AnyRecipe) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
         ],
     )
+
+
+@contextmanager
+def own_accelerator() -> Iterator[None]:
+    """`forget_accelerator` for what is done in here; then a caller's own `Accelerator` goes on as it was."""
+    shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
+    callers = [dict(state) for state in shared]
+    forget_accelerator()
+    try:
+        yield
+    finally:
+        several = PartialState._shared_state.get("num_processes", 1) > 1
+        for state, before in zip(shared, callers, strict=True):
+            if before or not several:  # several have parted; what is left here says so to the next
+                state.clear()
+                state.update(before)
 
 
 def forget_accelerator() -> None:
