@@ -1,5 +1,6 @@
 """The models of the page: loaded once, shared by all its visitors, never changed."""
 
+import os
 import re
 import sys
 import traceback
@@ -77,7 +78,7 @@ def names_of(sources: Sequence[str]) -> list[str]:
     """What distinguishes them to a visitor: a folder's own name, a Hub id as it is."""
     names: list[str] = []
     for source in sources:
-        path = Path(source)
+        path = Path(os.path.expanduser(source))
         try:
             there = path.exists()
         except OSError:  # such as a name that is too long
@@ -128,7 +129,7 @@ def _load(source: str, trust_remote_code: bool) -> ImageGenerationPipeline:
         if not trust_remote_code or "needs code of its own" not in str(error):
             raise
         refusal = error
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if (path / "pipeline" / "model_index.json").is_file():  # a run
         source = str(path / "pipeline")
     try:
