@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from ddpm_hf.loading import is_run
 from ddpm_hf.pipelines.image_generation import ImageGenerationPipeline
 
 LARGEST_PICTURE = 4 * 2**20  # bytes; a larger one is left out
@@ -62,8 +63,8 @@ def _safe(token: Token, places: dict[str, str], address: str) -> Token:
 
 
 def card_of(source: str, pipe: ImageGenerationPipeline) -> Card:
-    """The README.md beside the model; without one, what the model is."""
-    file = _finder(source)
+    """The README.md beside the model, of a run that of its publication; without one, what the model is."""
+    file = _finder(str(Path(source) / "hub") if is_run(Path(source)) else source)
     readme = file("README.md")
     if readme is None:
         return Card(f"{_table(_facts(pipe))}\n\n*This model has no card. `ddpm-hf publish` writes one.*")

@@ -58,7 +58,7 @@ def load_models(
 ) -> tuple[dict[str, Model], list[Failure]]:
     """The models by their names, and those that could not be loaded, whatever is wrong with them."""
     models, failures = {}, []
-    for source, name in zip(sources, names_of(sources), strict=True):
+    for source, name in zip(map(os.path.expanduser, sources), names_of(sources), strict=True):
         try:
             pipe = _load(source, trust_remote_code)
             _check(source, pipe)
@@ -129,7 +129,7 @@ def _load(source: str, trust_remote_code: bool) -> ImageGenerationPipeline:
         if not trust_remote_code or "needs code of its own" not in str(error):
             raise
         refusal = error
-    path = Path(os.path.expanduser(source))
+    path = Path(source)
     if (path / "pipeline" / "model_index.json").is_file():  # a run
         source = str(path / "pipeline")
     try:

@@ -34,7 +34,7 @@ def build_page(rooms: Rooms, failures: Sequence[Failure]) -> gr.Blocks:
             with gr.Tab("Compare", id="compare"):
                 compare = CompareTab(rooms)
             with gr.Tab("About", id="about"):
-                _about(rooms)
+                about = About(rooms)
 
         def restore(request: gr.Request) -> dict:
             """What the link that the visitor came by says."""
@@ -45,6 +45,7 @@ def build_page(rooms: Rooms, failures: Sequence[Failure]) -> gr.Blocks:
             wanted, wrong = from_query(query, models, limits)
             tab = compare if len(wanted.settings) == 2 else draw
             updates = dict(zip(tab.restored, tab.showing(wanted), strict=True))
+            updates |= zip(about.restored, about.showing(wanted.settings[0].model), strict=True)
             updates[tabs] = gr.update(selected="compare" if tab is compare else "draw")
             if wrong:
                 lines = "".join(f"<li>{escape(line)}</li>" for line in wrong)
@@ -58,7 +59,7 @@ def build_page(rooms: Rooms, failures: Sequence[Failure]) -> gr.Blocks:
             rooms.visits.stop(request.session_hash)
 
         private: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        page.load(restore, None, [notice, tabs, *draw.restored, *compare.restored], **private)
+        page.load(restore, None, [notice, tabs, *about.restored, *draw.restored, *compare.restored], **private)
         page.load(None, None, None, js=_ANNOUNCE, api_visibility="private")
         page.unload(leave)
     return page
@@ -94,26 +95,41 @@ def _failures(failures: Sequence[Failure]) -> str:
     return f'<div class="notice" role="alert">{word} could not be loaded:<ul>{lines}</ul></div>'
 
 
-def _about(rooms: Rooms) -> None:
-    """Each card is put into the page once; choosing shows one and hides the others."""
-    models = rooms.models
-    names = gr.Dropdown(list(models), label="Model", visible=len(models) > 1, filterable=False, elem_id="about-model")
-    cards = []
-    for number, (name, model) in enumerate(models.items()):
-        folder = rooms.shelf.cards / str(number)
-        card = gr.HTML(
-            model.card.html(folder, f"gradio_api/file={folder}"),
-            elem_classes=["card", "prose"],
-            elem_id=f"card-{number}",
-            visible=True if name == next(iter(models)) else "hidden",
-            container=True,
-        )
-        cards.append(card)
+class About:
+    """Each card is put into the page once; choosing a model shows its own and hides the others."""
 
-    def show(chosen: Any) -> list[dict]:
-        return [gr.update(visible=True if name == chosen else "hidden") for name in models]
+    def __init__(self, rooms: Rooms) -> None:
+        self.models = list(rooms.models)
+        several = len(self.models) > 1
+        self.choice = gr.Dropdown(self.models, label="Model", visible=several, filterable=False, elem_id="about-model")
+        self.cards = []
+        for number, (name, model) in enumerate(rooms.models.items()):
+            folder = rooms.shelf.cards / str(number)
+            card = gr.HTML(
+                model.card.html(folder, f"gradio_api/file={folder}"),
+                elem_classes=["card", "prose"],
+                elem_id=f"card-{number}",
+                visible=True if name == self.models[0] else "hidden",
+                container=True,
+            )
+            self.cards.append(card)
+        if several:
+            self.choice.change(
+                self._shown,
+                self.choice,
+                self.cards,
+                queue=False,
+                preprocess=False,
+                show_progress="hidden",
+                api_visibility="private",
+            )
 
-    if len(models) > 1:
-        names.change(
-            show, names, cards, queue=False, preprocess=False, show_progress="hidden", api_visibility="private"
-        )
+    @property
+    def restored(self) -> list[Any]:
+        return [self.choice, *self.cards]
+
+    def showing(self, model: str) -> list[dict]:
+        return [gr.update(value=model), *self._shown(model)]
+
+    def _shown(self, chosen: Any) -> list[dict]:
+        return [gr.update(visible=True if name == chosen else "hidden") for name in self.models]

@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils.logging import disable_progress_bar
+from huggingface_hub import is_offline_mode
 
 from ddpm_hf.build import DENOISERS, num_classes_of
 from ddpm_hf.errors import UserError
@@ -39,6 +40,10 @@ def load_pipeline(source: str) -> ImageGenerationPipeline:
         index = DiffusionPipeline.load_config(source)
         pipe = _load(source, {name: entry for name, entry in index.items() if isinstance(entry, (list, tuple))}, index)
     except (OSError, ValueError, AttributeError) as error:
+        if not path.exists() and is_offline_mode():
+            raise UserError(
+                f"{source}: not downloaded to this machine, and HF_HUB_OFFLINE forbids to reach the Hub; unset it"
+            ) from None
         raise UserError(
             f"{source}: cannot be loaded as a Diffusers pipeline: {str(error).strip().splitlines()[0]}"
         ) from None

@@ -75,7 +75,10 @@ def test_the_film_strip(pipeline, tmp_path):
     [
         (["nowhere/at/all"], "nowhere/at/all: no such folder"),
         (["."], "neither a run folder (recipe.yaml) nor a pipeline folder (model_index.json)"),
-        (["someone/not-there"], "someone/not-there: cannot be loaded as a Diffusers pipeline"),
+        (
+            ["someone/not-there"],
+            "someone/not-there: not downloaded to this machine, and HF_HUB_OFFLINE forbids to reach",
+        ),
         (["PIPELINE", "--sampler", "dimm"], "choose from ddpm, ddim"),
         (["PIPELINE", "--steps", "51"], "51 denoising steps cannot be taken; this model has timesteps for 1 to 50"),
         (["PIPELINE", "--out", "x.jpg"], "--out: x.jpg should be a folder, a .png file or an .npz file"),

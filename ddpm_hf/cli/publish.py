@@ -26,7 +26,9 @@ def add(commands: Any) -> None:
     )
     publish.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository (default: nowhere)")
     publish.add_argument(
-        "--private", action="store_true", help="make the repository private if it has to be created (default: public)"
+        "--private",
+        action="store_true",
+        help="make the repository private if it has to be created, and push to no public one (default: public)",
     )
     publish.add_argument(
         "--revision", metavar="TEXT", help="push to this branch, made if it is missing (default: main)"

@@ -1,6 +1,7 @@
 """`publish`: build, check, upload, in this order."""
 
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -58,6 +59,9 @@ def publish(
         raise UserError(f"--out: {final} is the run folder itself; choose another")
     check_place(final)
     check_place(_failed(final))
+    if (license or found.license) is None:
+        told = "no license is stated, without which nobody else may use the model; --license or hub.license states one"
+        print(f"warning: {told}", file=sys.stderr, flush=True)
     if push is not None:
         from ddpm_hf.publishing.upload import check_destination
 

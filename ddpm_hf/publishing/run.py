@@ -72,7 +72,7 @@ def read_run(run: str | Path) -> Run:
     """Raises `UserError` for what is no run folder with a pipeline in it."""
     folder = Path(run).expanduser()
     if not folder.exists():
-        raise UserError(f"{run}: no such folder; give a run folder, such as runs/quickstart")
+        raise UserError(f"{folder.absolute()}: no such folder; give a run folder, such as training leaves in runs/")
     if not is_run(folder):
         if (folder / "model_index.json").is_file():
             raise UserError(

@@ -250,6 +250,14 @@ def test_a_link_restores_the_settings(page, browser, models):
     again.context.close()
 
 
+def test_about_begins_with_the_models_of_the_link(browser, demo):
+    page = chrome.opened(browser, f"{demo.url}?model=plain")
+    chrome.tab(page, "About")
+    page.wait_for_selector(".card :text('unconditional')")
+    assert not page.is_visible(".card :text('a link')")  # of the other's card
+    page.context.close()
+
+
 def test_what_is_wrong_in_a_link_is_told(browser, demo):
     page = chrome.opened(browser, f"{demo.url}?count=1000000&seed=5&model=%3Cb%3Ex&steps=7")
     told = page.inner_text("#notice")

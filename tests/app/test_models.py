@@ -169,6 +169,15 @@ def test_a_card_asks_nobody_for_anything(folders, tmp_path):
     assert "8x8 pixels" in page
 
 
+def test_the_card_of_a_run_is_that_of_its_publication(tmp_path):
+    write_model(tmp_path / "run" / "pipeline")
+    (tmp_path / "run" / "recipe.yaml").write_text("")
+    assert "no card" in load_models([str(tmp_path / "run")], CPU)[0]["run"].card.html()
+    (tmp_path / "run" / "hub").mkdir()
+    (tmp_path / "run" / "hub" / "README.md").write_text("# As it was published\n")
+    assert "As it was published" in load_models([str(tmp_path / "run")], CPU)[0]["run"].card.html()
+
+
 @pytest.mark.parametrize("metadata", ["license: 2024-13-45", "license: [", "- a"])
 def test_a_card_with_broken_metadata_costs_the_metadata_alone(tmp_path, metadata):
     folder = Path(write_model(tmp_path / "odd"))

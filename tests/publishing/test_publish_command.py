@@ -28,10 +28,13 @@ def test_a_published_run_is_replaced_by_the_next(trained, tmp_path, capsys):
     out = tmp_path / "digits"
     command = ["publish", str(trained[0]["latent"]), "--out", str(out), "--license", "mit"]
     main(command)
-    assert f"{out} is ready" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"{out} is ready" in said.out
+    assert "no license" not in said.err
     assert "license: mit" in (out / "README.md").read_text()
     first = {path: path.stat().st_ino for path in out.rglob("*")}
-    main([*command, "--variant", "fp16", "--variant", "bf16"])  # which the check loads too
+    main([*command[:-2], "--variant", "fp16", "--variant", "bf16"])  # which the check loads too
+    assert "warning: no license is stated" in capsys.readouterr().err
     assert {path.name for path in (out / "unet").iterdir()} == {
         "config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
         "diffusion_pytorch_model.bf16.safetensors",
