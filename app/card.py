@@ -56,7 +56,7 @@ def _safe(token: Token, places: dict[str, str], address: str) -> Token:
         place = places.get(str(token.attrs.get("src")))
         if place is None:
             return Token("text", "", 0, content=token.content)
-        token.attrs = {"src": f"{address}/{place}", "alt": token.content}
+        token.attrs = {"src": f"{address}/{place}", "alt": token.content, "loading": "lazy"}
     elif token.type == "link_open":
         token.attrs = {"href": token.attrs.get("href", ""), "rel": "noopener noreferrer nofollow", "target": "_blank"}
     return token

@@ -1,5 +1,6 @@
 """The page: a tab to draw, one to compare, one about the models."""
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -33,8 +34,8 @@ def build_page(rooms: Rooms, failures: Sequence[Failure]) -> gr.Blocks:
                 draw = DrawTab(rooms)
             with gr.Tab("Compare", id="compare"):
                 compare = CompareTab(rooms)
-            with gr.Tab("About", id="about"):
-                about = About(rooms)
+            with gr.Tab("About", id="about") as opened:
+                about = About(rooms, opened)
 
         def restore(request: gr.Request) -> dict:
             """What the link that the visitor came by says."""
@@ -45,7 +46,7 @@ def build_page(rooms: Rooms, failures: Sequence[Failure]) -> gr.Blocks:
             wanted, wrong = from_query(query, models, limits)
             tab = compare if len(wanted.settings) == 2 else draw
             updates = dict(zip(tab.restored, tab.showing(wanted), strict=True))
-            updates |= zip(about.restored, about.showing(wanted.settings[0].model), strict=True)
+            updates[about.choice] = gr.update(value=wanted.settings[0].model)
             updates[tabs] = gr.update(selected="compare" if tab is compare else "draw")
             if wrong:
                 lines = "".join(f"<li>{escape(line)}</li>" for line in wrong)
@@ -59,7 +60,7 @@ def build_page(rooms: Rooms, failures: Sequence[Failure]) -> gr.Blocks:
             rooms.visits.stop(request.session_hash)
 
         private: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        page.load(restore, None, [notice, tabs, *about.restored, *draw.restored, *compare.restored], **private)
+        page.load(restore, None, [notice, tabs, about.choice, *draw.restored, *compare.restored], **private)
         page.load(None, None, None, js=_ANNOUNCE, api_visibility="private")
         page.unload(leave)
     return page
@@ -96,40 +97,29 @@ def _failures(failures: Sequence[Failure]) -> str:
 
 
 class About:
-    """Each card is put into the page once; choosing a model shows its own and hides the others."""
+    """Each card is put into the page once; choosing a model shows its own and hides the others, in the browser alone."""
 
-    def __init__(self, rooms: Rooms) -> None:
-        self.models = list(rooms.models)
-        several = len(self.models) > 1
-        self.choice = gr.Dropdown(self.models, label="Model", visible=several, filterable=False, elem_id="about-model")
-        self.cards = []
+    def __init__(self, rooms: Rooms, opened: gr.Tab) -> None:
+        models = list(rooms.models)
+        self.choice = gr.Dropdown(
+            models, label="Model", visible=len(models) > 1, filterable=False, elem_id="about-model"
+        )
         for number, (name, model) in enumerate(rooms.models.items()):
             folder = rooms.shelf.cards / str(number)
-            card = gr.HTML(
+            gr.HTML(
                 model.card.html(folder, f"gradio_api/file={folder}"),
-                elem_classes=["card", "prose"],
+                elem_classes=["card", "prose", *([] if name == models[0] else ["other"])],
                 elem_id=f"card-{number}",
-                visible=True if name == self.models[0] else "hidden",
                 container=True,
             )
-            self.cards.append(card)
-        if several:
-            self.choice.change(
-                self._shown,
-                self.choice,
-                self.cards,
-                queue=False,
-                preprocess=False,
-                show_progress="hidden",
-                api_visibility="private",
-            )
-
-    @property
-    def restored(self) -> list[Any]:
-        return [self.choice, *self.cards]
-
-    def showing(self, model: str) -> list[dict]:
-        return [gr.update(value=model), *self._shown(model)]
-
-    def _shown(self, chosen: Any) -> list[dict]:
-        return [gr.update(visible=True if name == chosen else "hidden") for name in self.models]
+        show = """(name) => document.querySelectorAll('[id^=card-]').forEach(
+            (card, i) => card.classList.toggle("other", i !== %s.indexOf(name)))"""
+        # a link chooses before the tab has been opened, when there are no cards yet
+        gr.on(
+            [self.choice.change, opened.select],
+            None,
+            self.choice,
+            None,
+            js=show % json.dumps(models),
+            api_visibility="private",
+        )

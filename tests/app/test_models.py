@@ -160,7 +160,7 @@ def test_a_card_asks_nobody_for_anything(folders, tmp_path):
     assert Image.open(tmp_path / "shown" / "0.png").size == (4, 4)
     allowed = {"h1", "p", "table", "thead", "tbody", "tr", "th", "td", "img", "a"}
     assert set(re.findall(r"<\s*/?\s*([a-z0-9]+)", page)) <= allowed
-    assert set(re.findall(r"<[a-z0-9]+[^>]*?\s([a-z]+)=", page)) <= {"src", "alt", "href", "rel", "target"}
+    assert set(re.findall(r"<[a-z0-9]+[^>]*?\s([a-z]+)=", page)) <= {"src", "alt", "loading", "href", "rel", "target"}
     assert re.findall(r'href="([^"]*)"', page) == ["https://example.org"]
     assert "far" in page
     assert "<th>License</th>" in page
