@@ -306,3 +306,9 @@ def test_the_notebook_runs(tmp_path):
     }
     subprocess.run([sys.executable, "cells.py"], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "runs" / "digits" / "hub" / "model_index.json").is_file()
+
+
+def test_the_oldest_diffusers_is_the_one_that_is_taken():
+    oldest = re.search(r"^    diffusers>=([\d.]+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)[1]
+    page = " ".join((ROOT / "docs" / "publishing.md").read_text().split())
+    assert f"the oldest Diffusers that this package takes, {oldest}, and the newest" in page

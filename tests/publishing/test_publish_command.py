@@ -1,5 +1,6 @@
 """`ddpm-hf publish`, whole: built, checked in a fresh process, in place."""
 
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,8 @@ from ddpm_hf.publishing.run import read_run
 from ddpm_hf.publishing.snippets import drawn_by_run, snippets
 
 pytestmark = pytest.mark.slow
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 def test_a_published_run_is_replaced_by_the_next(trained, tmp_path, capsys):
@@ -120,6 +123,29 @@ def test_a_refused_token_is_told_before_anything_is_made(trained, tmp_path, hub,
         main(["publish", str(trained[0]["custom"]), "--out", str(tmp_path / "hub"), "--push", "ada/digits"])
     assert "refuses the token in HF_TOKEN" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_command_goes_on_where_the_connection_was_cut(trained, tmp_path, hub, monkeypatch, capsys):
+    """Of two large files one arrives; the repeat, a new process in everyday life, makes the folder again and sends the other."""
+    monkeypatch.setattr("ddpm_hf.publishing.upload.WAITS", (0.01,))
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the client's own tries
+    out = tmp_path / "hub"
+    command = ["publish", str(trained[0]["latent"]), "--out", str(out), "--push", "ada/digits"]
+    oid = hashlib.sha256((trained[0]["latent"] / "pipeline" / WEIGHTS).read_bytes()).hexdigest()
+    hub.cut(f"PUT .*{oid}", after=1000, times=1000)
+    with pytest.raises(SystemExit) as error:
+        main(command)
+    assert error.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"error: ada/digits: the connection to {hub.url} broke; try again later; {out} stays as it is")
+    made = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert hub.files("ada/digits") == {}
+    hub.faults.clear()
+    hub.requests.clear()
+    main(command)
+    assert hub.files("ada/digits") == {path.relative_to(out).as_posix(): content for path, content in made.items()}
+    assert hub.received("PUT /storage") == len(made[out / WEIGHTS])
+    assert len(hub.messages("ada/digits")) == 1
 
 
 @pytest.mark.parametrize("kind", ["stock", "latent"])
