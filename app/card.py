@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -64,7 +65,7 @@ def _safe(token: Token, places: dict[str, str], address: str) -> Token:
 
 def card_of(source: str, pipe: ImageGenerationPipeline) -> Card:
     """The README.md beside the model, of a run that of its publication; without one, what the model is."""
-    file = _finder(str(Path(source) / "hub") if is_run(Path(source)) else source)
+    file = _finder(source)
     readme = file("README.md")
     if readme is None:
         return Card(f"{_table(_facts(pipe))}\n\n*This model has no card. `ddpm-hf publish` writes one.*")
@@ -74,10 +75,13 @@ def card_of(source: str, pipe: ImageGenerationPipeline) -> Card:
 
 
 def _finder(source: str) -> Callable[[str], Path | None]:
-    """Gives the file of a name beside the model, or None: a folder's, or a Hub id's of the same revision."""
+    """Gives the file of a name beside the model, or None: a folder's, or a Hub id's of the same revision.
+
+    Of a Hub id it raises what the Hub's client does where it cannot ask.
+    """
 
     def beside(name: str) -> Path | None:
-        folder = Path(source)
+        folder = Path(source) / "hub" if is_run(Path(source)) else Path(source)
         file = Path(os.path.normpath(folder / name))
         if not file.is_relative_to(os.path.normpath(folder)) or not file.is_file():
             return None
@@ -89,7 +93,9 @@ def _finder(source: str) -> Callable[[str], Path | None]:
     def downloaded(name: str) -> Path | None:
         try:
             return Path(hf_hub_download(source, name))
-        except Exception:  # not there, no network, not allowed: it is only the card
+        except LocalEntryNotFoundError:  # a kind of the other, but nobody could be asked
+            raise
+        except EntryNotFoundError:
             return None
 
     return beside if Path(source).is_dir() else downloaded
@@ -106,7 +112,10 @@ def _pictures(text: str, file: Callable[[str], Path | None]) -> dict[str, Path]:
             plain = name and ":" not in name and not path.is_absolute() and ".." not in path.parts
             if not plain or name in found or path.suffix.lower() not in KINDS:
                 continue
-            picture = file(name)
+            try:
+                picture = file(name)
+            except (OSError, HfHubHTTPError):  # the card does without
+                continue
             if picture is not None and (size := picture.stat().st_size) <= min(LARGEST_PICTURE, left):
                 found[name] = picture
                 left -= size

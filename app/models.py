@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ddpm_hf.app.card import Card, card_of
 from ddpm_hf.errors import UserError
@@ -105,6 +106,8 @@ def _card(source: str, pipe: ImageGenerationPipeline) -> Card:
     """A card that cannot be read costs the card alone."""
     try:
         return card_of(source, pipe)
+    except LocalEntryNotFoundError:
+        return Card("*The card was not downloaded to this machine, and the Hub cannot be reached.*")
     except Exception:
         traceback.print_exc(file=sys.stderr)
         return Card()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddpm_hf.app.drawing import Progress
 from ddpm_hf.app.files import TALL
+from ddpm_hf.durations import rough_duration
 from ddpm_hf.pictures import to_pil
 
 MOST_COLUMNS = 6
@@ -51,9 +52,10 @@ def drawing(progress: Progress, began: float) -> str:
     if progress.doing == "decoding" and progress.done == progress.total:
         return waiting("Decoding")
     left = (time.monotonic() - began) * (progress.total - progress.done) / progress.done
+    remaining = "a moment" if left < 1 else rough_duration(left)
     share = f"{100 * progress.done / progress.total:.0f}%"
     return _head(
-        f"<span>{share}</span><span>{_duration(left)} left</span>"
+        f"<span>{share}</span><span>{remaining} left</span>"
         f'<progress aria-label="Steps" max="{progress.total}" value="{progress.done}"></progress>'
     )
 
@@ -107,9 +109,3 @@ def _preview(image: np.ndarray) -> str:
         kind = "jpeg"
     crisp = ' class="pixels"' if image.shape[-2] < TALL else ""
     return f'<img{crisp} alt="" src="data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}">'
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return "a moment"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

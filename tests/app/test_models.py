@@ -232,6 +232,21 @@ def test_a_card_of_the_hub_comes_with_its_pictures(models, tmp_path, monkeypatch
     assert asked == [("ada/plain", "README.md"), ("ada/plain", "a.png"), ("ada/plain", "b.png")]
 
 
+def test_no_card_is_another_thing_than_a_hub_that_cannot_be_asked(models, monkeypatch):
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    from ddpm_hf.app import card
+    from ddpm_hf.app.models import _card
+
+    for error, words in ((EntryNotFoundError, "has no card"), (LocalEntryNotFoundError, "the Hub cannot be reached")):
+
+        def download(source, name, error=error):
+            raise error(name)
+
+        monkeypatch.setattr(card, "hf_hub_download", download)
+        assert words in _card("ada/plain", models["plain"].pipe).html()
+
+
 def test_without_any_model_there_is_no_demo(folders):
     from ddpm_hf.app.server import Demo
 
