@@ -225,7 +225,7 @@ def _place(subject: _Subject, about: dict, model: str, settings: dict) -> Path:
     step, name = about["step"], settings_digest(settings | {key: about[key] for key in _MODEL})
     if subject.recipe is not None:
         return subject.folder / "evaluations" / f"{name if step is None else f'step-{step:08d}-{name}'}.json"
-    return Path("evaluations") / f"{Path(model).expanduser().resolve().name or 'images'}-{name}.json"
+    return Path("evaluations") / f"{Path(os.path.expanduser(model)).resolve().name or 'images'}-{name}.json"
 
 
 def _others(asked: Request, subject: _Subject, state: PartialState) -> tuple[dict[str, Callable[[], Values]], dict]:

@@ -1,5 +1,6 @@
 """Autoencoders that are trained already: found, checked against the images, loaded."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def _encode(vae: ModelMixin, channels: int, height: int, width: int) -> torch.Te
 
 
 def _place(source: str) -> str:
-    return str(Path(source).expanduser()) if source.startswith("~") else source
+    return os.path.expanduser(source) if source.startswith("~") else source
 
 
 def _find(source: str) -> tuple[type[ModelMixin], dict, dict]:

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -24,7 +25,7 @@ class ChosenClasses(Source):
     def __init__(self, source: Source, data: Data):
         """Raises `UserError` where there is no such file, or no class in it."""
         self._source, self._title = source, data.source
-        self._path = Path(data.classes).expanduser()
+        self._path = Path(os.path.expanduser(data.classes))
         self._lines = _read_lines(self._path)
         text = "\n".join(line for _, line in self._lines)
         digest = hashlib.sha256(text.encode()).hexdigest()

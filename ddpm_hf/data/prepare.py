@@ -91,7 +91,7 @@ def fingerprint(data: Data, source: Source) -> dict:
 def store_folder(data: Data, wanted: dict) -> Path:
     """data.store, or a name that a reader recognises and that differs where the content does."""
     if data.store:
-        return Path(data.store).expanduser()
+        return Path(os.path.expanduser(data.store))
     name = (
         re.sub(r"[^\w.-]+", "-", data.source.replace("\\", "/").rstrip("/").rpartition("/")[2]).strip(".-") or "images"
     )

@@ -28,7 +28,7 @@ _FILE = re.compile(r"\.(parquet|arrow|tar|gz|tgz|zip|bin|json|csv|npz|png|jpe?g)
 
 def open_source(data: Data) -> Source:
     """The source that a recipe names. Raises `UserError` where there is none, or nothing in it."""
-    path = Path(data.source).expanduser()
+    path = Path(os.path.expanduser(data.source))
     if data.source == "digits":
         source = Digits(data)
     elif path.is_dir():

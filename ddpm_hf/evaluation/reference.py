@@ -88,7 +88,7 @@ def open_reference(
 
 
 def _open_images(text: str, called: str, data: Data | None, seed: int, progress: bool) -> Images:
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if text in ("train", "validation"):
         if data is None:
             raise UserError(

@@ -1,5 +1,6 @@
 """`publish`: build, check, upload, in this order."""
 
+import os
 import shutil
 import sys
 import time
@@ -105,7 +106,7 @@ def _make(
 
 def place_of(run: str | Path, out: str | Path | None) -> Path:
     """The folder of a publication."""
-    folder = Path(run).expanduser() / "hub" if out is None else Path(out).expanduser()
+    folder = Path(os.path.expanduser(run)) / "hub" if out is None else Path(os.path.expanduser(out))
     return folder.resolve() if folder.name in ("", "..") else folder  # `.` has no name to stand beside
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Run:
 
 def read_run(run: str | Path) -> Run:
     """Raises `UserError` for what is no run folder with a pipeline in it."""
-    folder = Path(run).expanduser()
+    folder = Path(os.path.expanduser(run))
     if not folder.exists():
         raise UserError(f"{folder.absolute()}: no such folder; give a run folder, such as training leaves in runs/")
     if not is_run(folder):

@@ -1,7 +1,6 @@
 """Where a recipe's parts came from, noted while they are there to be seen."""
 
 import os
-from pathlib import Path
 
 from ddpm_hf.config import AnyRecipe
 
@@ -22,6 +21,6 @@ def found_here(recipe: AnyRecipe) -> list[str]:
     for key in KEYS:
         section, _, name = key.partition(".")
         text = getattr(getattr(recipe, section, None), name, None)
-        if isinstance(text, str) and os.path.lexists(Path(text).expanduser()):
+        if isinstance(text, str) and os.path.lexists(os.path.expanduser(text)):
             found.append(key)
     return found

@@ -227,6 +227,7 @@ def test_what_is_no_run_with_a_pipeline_gets_one_line(trained, published, tmp_pa
     (tmp_path / "photos").mkdir()
     for folder, message in (
         (tmp_path / "nowhere", "no such folder; give a run folder"),
+        ("~nobody-has-this-name/run", "no such folder; give a run folder"),
         (tmp_path / "photos", "no run folder, which has a recipe.yaml"),
         (runs["stock"] / "pipeline", "a pipeline folder; give the run folder that it came from"),
         (published["stock"][0], "a pipeline folder; give the run folder that it came from"),

@@ -1,5 +1,6 @@
 """Networks whose features images are compared by, and the classes that they see."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,4 +61,4 @@ def build_extractor(
         )
     from ddpm_hf.evaluation.extractors.torchscript import TorchScript
 
-    return TorchScript(Path(name).expanduser(), device, option)
+    return TorchScript(Path(os.path.expanduser(name)), device, option)

@@ -1,5 +1,6 @@
 """DINOv2 (Oquab et al. 2023), whose features agree better with people than Inception's do (Stein et al. 2023)."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ class Dinov2(Extractor):
         self.dimensions = self._model.config.hidden_size
         self.identity = {
             "name": self.name,
-            "weights": Path(source).name if Path(source).expanduser().exists() else source,
+            "weights": Path(source).name if os.path.exists(os.path.expanduser(source)) else source,
             "sha256": weights_digest(self._model),
             "resize": f"{SIZE}x{SIZE}, bicubic with antialias",
             "dimensions": self.dimensions,
@@ -48,7 +49,7 @@ def _load(source: str, option: str) -> torch.nn.Module:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading, which takes a moment
-    place = str(Path(source).expanduser())
+    place = os.path.expanduser(source)
     try:
         kind = AutoConfig.from_pretrained(place).model_type
         if kind not in MODEL_TYPES:

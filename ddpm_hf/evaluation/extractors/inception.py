@@ -67,7 +67,7 @@ def _clean_resize(plane: np.ndarray) -> np.ndarray:
 
 
 def _named(weights: str, key: str) -> Path:
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     if path.is_dir() and not (path / FILE).is_file():
         raise UserError(f"{key}: {weights} holds no {FILE}; download {URL} into it")
     return path / FILE if path.is_dir() else path
